@@ -1,0 +1,85 @@
+//! A sandbox as it is stored, with its assignment to a node.
+
+use crate::ids::{Epoch, NodeId, RequestId, Revision, SandboxId, TenantId};
+use crate::lifecycle::Phase;
+use crate::placement::Explanation;
+use crate::reason::Cause;
+use crate::spec::SandboxSpec;
+use crate::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A point in a sandbox's life that the timeline shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Milestone {
+    /// stored by the scheduler
+    Accepted,
+    /// a node was chosen
+    Placed,
+    /// the VMM process exists inside its jail
+    Jailed,
+    /// the first guest instruction is about to run
+    Booted,
+    /// the guest's agent has called in
+    GuestReady,
+    /// the first byte of output of the first command
+    FirstByte,
+    /// nothing of it is left on the node
+    Stopped,
+}
+
+impl Milestone {
+    pub const ALL: [Self; 7] = [
+        Self::Accepted,
+        Self::Placed,
+        Self::Jailed,
+        Self::Booted,
+        Self::GuestReady,
+        Self::FirstByte,
+        Self::Stopped,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Placed => "placed",
+            Self::Jailed => "jailed",
+            Self::Booted => "booted",
+            Self::GuestReady => "guest_ready",
+            Self::FirstByte => "first_byte",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineEntry {
+    pub milestone: Milestone,
+    /// by the scheduler's clock; what a node reports is added to the time of the assignment, so that the node's own
+    /// clock does not matter
+    pub at: Timestamp,
+}
+
+/// Everything that the control plane keeps of one sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    pub id: SandboxId,
+    pub tenant: TenantId,
+    pub request_id: RequestId,
+    pub spec: SandboxSpec,
+    pub phase: Phase,
+    /// why it is in this phase: always there when the phase is Stopping, Stopped, Failed or Lost
+    pub cause: Option<Cause>,
+    pub node: Option<NodeId>,
+    pub epoch: Epoch,
+    pub revision: Revision,
+    pub created_at: Timestamp,
+    /// when the phase last changed
+    pub phase_at: Timestamp,
+    /// when the time to live ends
+    pub expires_at: Option<Timestamp>,
+    /// in order of time, each milestone at most once
+    pub timeline: Vec<TimelineEntry>,
+    /// the last placement decision
+    pub explanation: Option<Explanation>,
+}
