@@ -225,7 +225,8 @@ mod tests {
     fn the_table_is_complete() {
         for phase in Phase::ALL {
             for transition in TRANSITIONS {
-                let expected = LEGAL.iter().find(|row| (row.0, row.1) == (phase, transition)).map(|row| row.2);
+                let expected =
+                    LEGAL.iter().find(|row| (row.0, row.1) == (phase, transition)).map(|row| row.2);
                 assert_eq!(phase.next(transition).ok(), expected, "{phase} {transition:?}");
             }
         }

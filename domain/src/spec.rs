@@ -129,7 +129,10 @@ pub fn check_labels(field: &'static str, labels: &BTreeMap<String, String>) -> R
 }
 
 /// Environment: names of `A-Z a-z 0-9 _` that do not begin with a digit, values without NUL.
-pub fn check_environment(field: &'static str, environment: &BTreeMap<String, String>) -> Result<(), SpecError> {
+pub fn check_environment(
+    field: &'static str,
+    environment: &BTreeMap<String, String>,
+) -> Result<(), SpecError> {
     if environment.len() > limits::ENVIRONMENT_VARIABLES {
         let (count, max) = (environment.len(), limits::ENVIRONMENT_VARIABLES);
         return Err(SpecError::TooMany { field, count, max });
@@ -141,7 +144,8 @@ pub fn check_environment(field: &'static str, environment: &BTreeMap<String, Str
     for (name, value) in environment {
         let bad = |why| Err(SpecError::BadKey { field, key: name.chars().take(80).collect(), why });
         let first_is_digit = name.starts_with(|c: char| c.is_ascii_digit());
-        if name.is_empty() || first_is_digit || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+        if name.is_empty() || first_is_digit || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        {
             return bad("a name is made of A-Z a-z 0-9 _ and does not begin with a digit");
         }
         if value.contains('\0') {

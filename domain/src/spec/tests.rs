@@ -31,7 +31,10 @@ fn resources_outside_their_range_are_named_with_value_and_limit() {
     assert_eq!(error_of(|s| s.resources.cpu_millis = 0), "resources.cpu_millis is 0, outside 100 to 32000");
     // minus one, cast by a careless client
     let error = error_of(|s| s.resources.memory_bytes = u64::MAX);
-    assert!(error.starts_with("resources.memory_bytes is 18446744073709551615, outside 100663296"), "{error}");
+    assert!(
+        error.starts_with("resources.memory_bytes is 18446744073709551615, outside 100663296"),
+        "{error}"
+    );
     assert!(error_of(|s| s.resources.disk_bytes = 0).contains("disk_bytes"));
     assert!(error_of(|s| s.resources.pids = 1 << 40).contains("pids"));
     assert!(error_of(|s| s.ttl = Millis(0)).contains("ttl_seconds"));
@@ -47,7 +50,9 @@ fn names_and_labels_keep_to_their_alphabet_and_length() {
     assert!(error_of(|s| drop(s.labels.insert("a b".into(), String::new()))).contains("labels: \"a b\""));
     assert!(error_of(|s| drop(s.labels.insert("k".into(), "v\n".into()))).contains("labels"));
     assert!(error_of(|s| drop(s.labels.insert("k".into(), "v".repeat(64)))).contains("63"));
-    assert!(error_of(|s| s.labels = (0..33).map(|n| (n.to_string(), String::new())).collect()).contains("33"));
+    assert!(
+        error_of(|s| s.labels = (0..33).map(|n| (n.to_string(), String::new())).collect()).contains("33")
+    );
 }
 
 #[test]
