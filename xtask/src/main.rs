@@ -1,1 +1,79 @@
-fn main() {}
+//! Developer commands. `cargo xtask help` lists them; the Makefile is a thin front of this.
+//!
+//! Every command may be given at any time and does what is missing only: a step that finds its inputs unchanged
+//! costs a few milliseconds. All products lie under `target/` (cargo) and `build/` (everything else).
+#![forbid(unsafe_code)]
+
+mod apt;
+mod build;
+mod check;
+mod command;
+mod cpio;
+mod demo;
+mod images;
+mod progress;
+mod setup;
+mod stamp;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+use workspace::Workspace;
+
+#[derive(Debug, Parser)]
+#[command(name = "xtask", about = "Developer commands of Pinfold", version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install the distribution packages that are missing
+    Setup,
+    /// Build the product's binaries: release, static
+    Build,
+    /// Make the guest's root file system and stock kernel, and the virtual node
+    Images,
+    /// Make our own guest kernel (some minutes the first time) and use it by default
+    Kernel,
+    /// Show the product: from nothing to running sandboxes and back to nothing
+    Demo(demo::Arguments),
+    /// Run every test, real microVMs included
+    Test(check::TestArguments),
+    /// Format, lints and unit tests
+    Check,
+    /// Remove everything under build/
+    Clean,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let workspace = Workspace::find()?;
+    let _lock = workspace.lock()?;
+    match arguments.task {
+        Task::Setup => setup::run(&workspace),
+        Task::Build => build::run(&workspace),
+        Task::Images => prepare(&workspace),
+        Task::Kernel => {
+            images::own_kernel::run(&workspace)?;
+            prepare(&workspace)
+        }
+        Task::Demo(arguments) => {
+            prepare(&workspace)?;
+            demo::run(&workspace, &arguments)
+        }
+        Task::Test(arguments) => {
+            prepare(&workspace)?;
+            check::test(&workspace, &arguments)
+        }
+        Task::Check => check::check(&workspace),
+        Task::Clean => workspace.clean(),
+    }
+}
+
+/// What everything that runs a sandbox needs.
+fn prepare(workspace: &Workspace) -> anyhow::Result<()> {
+    setup::run(workspace)?;
+    build::run(workspace)?;
+    images::run(workspace)
+}
