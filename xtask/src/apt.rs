@@ -60,7 +60,9 @@ pub fn missing(packages: &[&str]) -> Result<Vec<String>> {
 
 /// Fetches the package lists when there are none yet (a fresh container).
 pub fn ensure_lists(workspace: &Workspace, step: &Step) -> Result<()> {
-    if !command::output(Command::new("apt-cache").args(["search", "--names-only", "^busybox-static$"]))?.is_empty() {
+    if !command::output(Command::new("apt-cache").args(["search", "--names-only", "^busybox-static$"]))?
+        .is_empty()
+    {
         return Ok(());
     }
     update(workspace, step)
@@ -87,7 +89,9 @@ pub fn install(workspace: &Workspace, step: &Step, packages: &[String]) -> Resul
     if distribution.id != "debian" {
         return Err(first);
     }
-    println!("    the plain install was refused, which a newer package from backports on this machine does: trying with backports");
+    println!(
+        "    the plain install was refused, which a newer package from backports on this machine does: trying with backports"
+    );
     let options = backports(workspace, &distribution)?;
     let mut update = command::privileged("apt-get")?;
     command::run(step, &workspace.log("apt-update"), update.args(&options).arg("update"))?;
@@ -150,7 +154,11 @@ fn repositories(distribution: &Distribution) -> Result<Vec<Repository>> {
     let text = command::output(apt.args(["indextargets", "--format", format, "Created-By: Packages"]))?;
     let found = parse_repositories(&text, distribution);
     if found.is_empty() {
-        bail!("apt has no source of {} {}: run `apt-get update` and look at its errors", distribution.id, distribution.codename);
+        bail!(
+            "apt has no source of {} {}: run `apt-get update` and look at its errors",
+            distribution.id,
+            distribution.codename
+        );
     }
     Ok(found)
 }
@@ -160,11 +168,14 @@ fn parse_repositories(text: &str, distribution: &Distribution) -> Vec<Repository
     for line in text.lines() {
         let [origin, uri, suite, component] = line.split('|').collect::<Vec<_>>()[..] else { continue };
         let own_suite = suite == distribution.codename
-            || suite.strip_prefix(&distribution.codename).is_some_and(|rest| ["-updates", "-security"].contains(&rest));
+            || suite
+                .strip_prefix(&distribution.codename)
+                .is_some_and(|rest| ["-updates", "-security"].contains(&rest));
         if !origin.eq_ignore_ascii_case(&distribution.id) || !own_suite {
             continue;
         }
-        let repository = Repository { uri: uri.to_owned(), suite: suite.to_owned(), component: component.to_owned() };
+        let repository =
+            Repository { uri: uri.to_owned(), suite: suite.to_owned(), component: component.to_owned() };
         if !found.contains(&repository) {
             found.push(repository);
         }

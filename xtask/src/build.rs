@@ -21,7 +21,10 @@ const BINARIES: &[(&str, &str)] = &[
 /// Static: the guest agent runs in an empty root, the VMM in a jail without libraries, the node's in an initramfs, and
 /// one call compiles every shared crate once.
 pub fn run(workspace: &Workspace) -> Result<()> {
-    let step = Step::begin("binaries", "static release builds, which run in a jail, a guest and a virtual node alike");
+    let step = Step::begin(
+        "binaries",
+        "static release builds, which run in a jail, a guest and a virtual node alike",
+    );
     let mut cargo = workspace.cargo();
     cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-Ctarget-feature=+crt-static");
     // a variable of the caller would take the place of the one above

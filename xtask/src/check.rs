@@ -55,7 +55,11 @@ pub fn check(workspace: &Workspace) -> Result<()> {
     };
     let steps: [(&str, &str, &[&str]); 3] = [
         ("format", "one layout for all code", &["fmt", "--all", "--check"]),
-        ("lints", "clippy, where every warning counts", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+        (
+            "lints",
+            "clippy, where every warning counts",
+            &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        ),
         ("unit tests", "those beside the code; no virtual node", unit_tests),
     ];
     for (title, why, words) in steps {

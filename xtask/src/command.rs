@@ -39,14 +39,16 @@ pub fn run(step: &Step, log: &Path, command: &mut Command) -> Result<()> {
         return Ok(());
     }
     let tail = Vec::from(tail).join("\n    ");
-    bail!("{shown}\n  ended with {status}; the end of its output ({} has all of it):\n    {tail}", log.display())
+    bail!(
+        "{shown}\n  ended with {status}; the end of its output ({} has all of it):\n    {tail}",
+        log.display()
+    )
 }
 
 /// Runs `command` and returns its standard output. Its error output is part of the error.
 pub fn output(command: &mut Command) -> Result<String> {
     let shown = describe(command);
-    let output =
-        command.stdin(Stdio::null()).output().with_context(|| format!("starting {shown}"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting {shown}"))?;
     if !output.status.success() {
         bail!("{shown}\n  ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }

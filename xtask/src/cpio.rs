@@ -65,7 +65,10 @@ impl<W: Write> Archive<W> {
     }
 
     fn parents(&mut self, path: &str) -> Result<()> {
-        if path.is_empty() || path.starts_with('/') || path.split('/').any(|part| part.is_empty() || part == "..") {
+        if path.is_empty()
+            || path.starts_with('/')
+            || path.split('/').any(|part| part.is_empty() || part == "..")
+        {
             bail!("{path:?} is not a plain relative path");
         }
         let mut end = 0;

@@ -17,6 +17,7 @@ mod stamp;
 mod workspace;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 use workspace::Workspace;
 
 #[derive(Debug, Parser)]
@@ -33,7 +34,11 @@ enum Task {
     /// Build the product's binaries: release, static
     Build,
     /// Make the guest's root file system and stock kernel, and the virtual node
-    Images,
+    Images {
+        /// Take the binaries as they are instead of building them first
+        #[arg(long)]
+        no_build: bool,
+    },
     /// Make our own guest kernel (some minutes the first time) and use it by default
     Kernel,
     /// Show the product: from nothing to running sandboxes and back to nothing
@@ -46,14 +51,25 @@ enum Task {
     Clean,
 }
 
-fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // without anyhow's backtrace: the message is for a person who ran a command
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
     let workspace = Workspace::find()?;
     let _lock = workspace.lock()?;
     match arguments.task {
         Task::Setup => setup::run(&workspace),
         Task::Build => build::run(&workspace),
-        Task::Images => prepare(&workspace),
+        Task::Images { no_build: false } => prepare(&workspace),
+        Task::Images { no_build: true } => images::run(&workspace),
         Task::Kernel => {
             images::own_kernel::run(&workspace)?;
             prepare(&workspace)

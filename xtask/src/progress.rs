@@ -69,7 +69,6 @@ impl Step {
         self.end("\u{2713}", result);
     }
 
-
     fn end(&mut self, mark: &str, result: &str) {
         self.finished = true;
         self.heartbeat = None;

@@ -7,24 +7,23 @@ use anyhow::Result;
 
 /// What each is for stands beside it.
 const PACKAGES: &[&str] = &[
-    "gcc",              // the linker of every Rust binary
-    "libc6-dev",        // static binaries link with its libc.a
-    "make",             // the Makefile, the guest kernel
-    "git",              // the demo's files come and go with it
-    "mmdebstrap",       // root file system of the guest
-    "erofs-utils",      // its read-only image
-    "e2fsprogs",        // disks of the virtual node, and mke2fs in it
-    "busybox-static",   // user space of the virtual node
-    "kmod",             // which kernel module needs which
-    "cpio",             // the tests read our archives with it
-    "zstd",             // modules of Ubuntu's kernels
-    "qemu-system-x86",  // the virtual node itself
+    "gcc",             // the linker of every Rust binary
+    "libc6-dev",       // static binaries link with its libc.a
+    "make",            // the Makefile, the guest kernel
+    "git",             // the demo's files come and go with it
+    "mmdebstrap",      // root file system of the guest
+    "erofs-utils",     // its read-only image
+    "e2fsprogs",       // disks of the virtual node, and mke2fs in it
+    "busybox-static",  // user space of the virtual node
+    "kmod",            // which kernel module needs which
+    "cpio",            // the tests read our archives with it
+    "zstd",            // modules of Ubuntu's kernels
+    "qemu-system-x86", // the virtual node itself
 ];
 
 /// Needed by `cargo xtask kernel` only.
-pub const KERNEL_PACKAGES: &[&str] = &[
-    "gcc", "make", "flex", "bison", "bc", "libelf-dev", "libssl-dev", "xz-utils", "perl", "python3",
-];
+pub const KERNEL_PACKAGES: &[&str] =
+    &["gcc", "make", "flex", "bison", "bc", "libelf-dev", "libssl-dev", "xz-utils", "perl", "python3"];
 
 pub fn run(workspace: &Workspace) -> Result<()> {
     ensure(workspace, PACKAGES, "the tools that build and run the product, from the distribution")

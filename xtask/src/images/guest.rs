@@ -18,19 +18,14 @@ pub const STOCK: &str = "stock";
 pub const OWN: &str = "pinfold";
 
 /// What a sandbox needs from a kernel that has everything as a module.
-const MODULES: &[&str] = &[
-    "virtio_mmio",
-    "virtio_blk",
-    "virtio-rng",
-    "vmw_vsock_virtio_transport",
-    "erofs",
-    "overlay",
-];
+const MODULES: &[&str] =
+    &["virtio_mmio", "virtio_blk", "virtio-rng", "vmw_vsock_virtio_transport", "erofs", "overlay"];
 
 /// `quiet` keeps the boot's own lines off the serial port, each byte of which costs an exit; warnings still show.
 /// `panic=-1` with `reboot=t` turns a panic into a reset, which ends the VMM. There is no PCI, no keyboard controller to
 /// wait for and one serial port.
-pub const CMDLINE: &str = "console=ttyS0 reboot=t panic=-1 quiet pci=off 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd";
+pub const CMDLINE: &str =
+    "console=ttyS0 reboot=t panic=-1 quiet pci=off 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd";
 
 #[derive(Debug, Serialize)]
 struct KernelDescription<'a> {
@@ -114,7 +109,10 @@ fn initrd(
 ) -> Result<()> {
     let init = workspace.binaries().join("pinfold-guest-agent");
     let path = workspace.images().join("kernels").join(name).join("initrd.cpio");
-    let key = Key::new(1).with("kernel", version).with("modules", MODULES.join(" ")).with_files([init.as_path()])?;
+    let key = Key::new(1)
+        .with("kernel", version)
+        .with("modules", MODULES.join(" "))
+        .with_files([init.as_path()])?;
     let stamp_name = format!("initrd-{name}");
     if stamp::is_fresh(workspace, &stamp_name, &key, &[&path]) {
         return Ok(());

@@ -48,7 +48,12 @@ fn initrd(workspace: &Workspace, kernel: &StockKernel, path: &Path) -> Result<()
     let busybox = command::find("busybox").context("busybox is missing (package busybox-static)")?;
     let mke2fs = command::find("mke2fs").context("mke2fs is missing (package e2fsprogs)")?;
     let libraries = shared_libraries(&mke2fs)?;
-    let inputs = scripts.iter().map(|(_, source)| source).chain(&binaries).chain([&busybox, &mke2fs]).chain(&libraries);
+    let inputs = scripts
+        .iter()
+        .map(|(_, source)| source)
+        .chain(&binaries)
+        .chain([&busybox, &mke2fs])
+        .chain(&libraries);
     let key = Key::new(1)
         .with("kernel", &kernel.version)
         .with("modules", MODULES.join(" "))
@@ -135,7 +140,19 @@ fn images_disk(workspace: &Workspace, path: &Path) -> Result<()> {
     fs::File::create(&new)?.set_len(bytes.next_multiple_of(1 << 20))?;
     let mke2fs = command::find("mke2fs").context("mke2fs is missing (package e2fsprogs)")?;
     let mut command = Command::new(mke2fs);
-    command.args(["-q", "-F", "-t", "ext4", "-m", "0", "-N", "1024", "-O", "^has_journal,^resize_inode", "-d"]);
+    command.args([
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-m",
+        "0",
+        "-N",
+        "1024",
+        "-O",
+        "^has_journal,^resize_inode",
+        "-d",
+    ]);
     command::run(&step, &workspace.log("node-images"), command.arg(workspace.images()).arg(&new))?;
     fs::rename(&new, path)?;
     stamp::store(workspace, "node-images", &key)?;

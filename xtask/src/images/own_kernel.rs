@@ -45,14 +45,17 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     let package = source_package()?;
     let version = apt::candidate(&package)?.with_context(|| format!("apt knows no package {package}"))?;
     let fragment = workspace.root.join("images/kernel/pinfold.config");
-    let key = Key::new(1).with("package", &package).with("version", &version).with_files([fragment.as_path()])?;
+    let key =
+        Key::new(1).with("package", &package).with("version", &version).with_files([fragment.as_path()])?;
     let digest = key.digest()?;
     let kernels = workspace.build.join("kernel");
     let result = kernels.join(&digest);
     if !result.join("vmlinux").is_file() {
         let step = Step::begin(
             "guest kernel",
-            &format!("our configuration of {package} {version}: starts several times faster than the stock one (5 to 10 minutes, once)"),
+            &format!(
+                "our configuration of {package} {version}: starts several times faster than the stock one (5 to 10 minutes, once)"
+            ),
         );
         let fetched = apt::fetch(workspace, &step, &package)?;
         build(workspace, &step, &fetched, &fragment, &result)?;
@@ -71,13 +74,20 @@ fn source_package() -> Result<String> {
             continue;
         }
         // the plain name is a meta-package
-        let real = apt::dependencies(name)?.into_iter().find(|dependency| dependency.starts_with("linux-source-"));
+        let real =
+            apt::dependencies(name)?.into_iter().find(|dependency| dependency.starts_with("linux-source-"));
         return Ok(real.unwrap_or_else(|| (*name).to_owned()));
     }
     bail!("apt knows none of the packages {}", SOURCE_PACKAGES.join(", "))
 }
 
-fn build(workspace: &Workspace, step: &Step, fetched: &Fetched, fragment: &Path, result: &Path) -> Result<()> {
+fn build(
+    workspace: &Workspace,
+    step: &Step,
+    fetched: &Fetched,
+    fragment: &Path,
+    result: &Path,
+) -> Result<()> {
     // beside the result, which exists only once it is complete
     let work = workspace.cache().join("kernel-build");
     if work.exists() {
@@ -90,7 +100,9 @@ fn build(workspace: &Workspace, step: &Step, fetched: &Fetched, fragment: &Path,
     fs::create_dir_all(&source)?;
     fs::create_dir_all(&output)?;
     step.note("unpacking the source");
-    command::output(Command::new("tar").arg("-xf").arg(&tar).arg("--strip-components=1").arg("-C").arg(&source))?;
+    command::output(
+        Command::new("tar").arg("-xf").arg(&tar).arg("--strip-components=1").arg("-C").arg(&source),
+    )?;
 
     let log = workspace.log("kernel");
     let mut configure = make(&source, &output);

@@ -45,7 +45,8 @@ pub fn make(workspace: &Workspace) -> Result<()> {
     if stamp::is_fresh(workspace, "rootfs", &key, &[&image]) {
         return Ok(());
     }
-    let packages = parse_packages(&fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?);
+    let packages =
+        parse_packages(&fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?);
     let step = Step::begin(
         "root file system",
         &format!("{title} packages that every sandbox sees, read-only and shared: {}", packages.join(" ")),

@@ -39,7 +39,8 @@ pub fn fetch(workspace: &Workspace) -> Result<StockKernel> {
     let key = Key::new(1).with("package", meta).with("codename", &distribution.codename);
     let versions = workspace.build.join("stock-kernel.versions");
     if !stamp::is_fresh(workspace, "stock-kernel", &key, &[&root, &versions]) {
-        let step = Step::begin("stock kernel", &format!("{meta} boots the virtual node and, by default, sandboxes"));
+        let step =
+            Step::begin("stock kernel", &format!("{meta} boots the virtual node and, by default, sandboxes"));
         let version = unpack(workspace, &step, meta, &root)?;
         fs::write(&versions, format!("{version}\n"))?;
         stamp::store(workspace, "stock-kernel", &key)?;
