@@ -31,7 +31,7 @@ use nix::unistd::{ForkResult, Pid, fork, pipe2};
 use pinfold_vmm_api::JailConfig;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 
 /// argv[0] of what the jailer becomes.
 pub const PROGRAM_NAME: &str = "pinfold-vmm";
@@ -105,9 +105,8 @@ fn await_exec(report: File, child: Pid) -> Result<u32, JailError> {
 
 /// The child's side: becomes the VMM, or reports why not and ends.
 fn child(config: &JailConfig, report: OwnedFd) -> ! {
-    let mut report_number = report.as_raw_fd();
     // From here on descriptors are plain numbers: step 6 closes most of them under their owners.
-    std::mem::forget(report);
+    let mut report_number = report.into_raw_fd();
     let Err(error) = confine(config, &mut report_number);
     let text = crate::describe(&error);
     let mut pipe = fds::borrow_file(report_number);
