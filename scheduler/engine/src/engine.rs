@@ -1,15 +1,17 @@
-//! The function: one event in, effects out.
+//! The function: one event in, effects out. One match, no logic.
 
+use crate::admission::{self, Wanted};
+use crate::cluster::liveness;
 use crate::config::EngineConfig;
 use crate::event::{Effect, Event, StoredState};
+use crate::state::State;
+use crate::{assignment, invariants, lifetimes, placement, reconcile, restore};
 use pinfold_domain::{Explanation, Node, NodeId, Revision, Sandbox, SandboxId, Timestamp};
 
 /// The scheduler's whole mind. It has no clock, no socket, no task and no randomness of its own.
 #[derive(Debug)]
 pub struct Engine {
-    config: EngineConfig,
-    now: Timestamp,
-    stored: StoredState,
+    state: State,
 }
 
 impl Engine {
@@ -21,52 +23,100 @@ impl Engine {
     /// An engine that continues from what was stored. Nodes are unknown until they register; their sandboxes wait for
     /// them for `lost_after`.
     pub fn restore(config: EngineConfig, now: Timestamp, stored: StoredState) -> Self {
-        Self { config, now, stored }
+        Self { state: restore::restore(config, now, stored) }
     }
 
     /// Takes `event` in, which was seen at `now`, and says what is to be done, changes first. Time never goes back: an
     /// earlier `now` than the last one counts as the last one.
+    ///
+    /// # Panics
+    ///
+    /// With `check_invariants`, when an invariant does not hold: a fault of the engine.
     pub fn step(&mut self, now: Timestamp, event: Event) -> Vec<Effect> {
-        self.now = self.now.max(now);
-        let _ = (event, &self.config);
-        Vec::new()
+        let state = &mut self.state;
+        let before = state.revision;
+        state.now = state.now.max(now);
+        lifetimes::notice_stall(state);
+        match event {
+            Event::Create { call, tenant, request_id, sandbox_id, spec } => {
+                admission::create(state, call, Wanted { tenant, request_id, sandbox_id, spec: *spec });
+            }
+            Event::Stop { call, request_id: _, sandbox_id, grace } => {
+                admission::stop(state, call, sandbox_id, grace);
+            }
+            Event::Delete { call, request_id: _, sandbox_id } => admission::delete(state, call, sandbox_id),
+            Event::NodeJoined { node } => liveness::joined(state, *node),
+            Event::Heartbeat { node, session, statuses } => {
+                liveness::heartbeat(state, &node, session, statuses);
+            }
+            Event::Report { node, session, status } => reconcile::report(state, &node, session, status),
+            Event::Refused { node, session, sandbox_id, epoch, cause } => {
+                assignment::refused(state, &node, session, sandbox_id, epoch, cause);
+            }
+            Event::NodeGone { node, session } => liveness::gone(state, &node, session),
+            Event::FirstByte { sandbox_id, epoch } => reconcile::first_byte(state, sandbox_id, epoch),
+            Event::Tick => {}
+        }
+        lifetimes::run_due(state);
+        assignment::drain(state);
+        lifetimes::trim(state);
+        let effects = state.flush();
+        if state.config.check_invariants
+            && let Err(broken) = invariants::check(state, before)
+        {
+            panic!("invariant of the engine: {broken}");
+        }
+        effects
     }
 
     /// When the next [`Event::Tick`] is due; a time that has passed means now.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        None
+        let state = &self.state;
+        if state.queue.unfinished {
+            return Some(state.now);
+        }
+        state.timers.first().map(|first| first.max(state.timers_held_until))
     }
 
     /// The revision of the last change.
     pub fn revision(&self) -> Revision {
-        self.stored.revision
+        self.state.revision
     }
 
     pub fn sandbox(&self, id: SandboxId) -> Option<&Sandbox> {
-        self.stored.sandboxes.iter().find(|s| s.id == id)
+        self.state.sandbox(id)
     }
 
     /// In the order of their ids, which is the order of their creation.
     pub fn sandboxes(&self) -> impl Iterator<Item = &Sandbox> {
-        self.stored.sandboxes.iter()
+        self.state.sandboxes.values().map(|entry| &entry.sandbox)
     }
 
     /// The nodes in the order of their names, with what is reserved on them.
     pub fn nodes(&self) -> impl Iterator<Item = Node> {
-        std::iter::empty()
+        self.state.cluster.registered().map(|entry| entry.node.clone())
     }
 
-    pub fn node(&self, _id: &NodeId) -> Option<Node> {
-        None
+    pub fn node(&self, id: &NodeId) -> Option<Node> {
+        self.state.cluster.get(id).filter(|entry| entry.registered).map(|entry| entry.node.clone())
     }
 
     /// How many sandboxes wait for room.
     pub fn queue_length(&self) -> usize {
-        0
+        self.state.queue.len()
     }
 
     /// Why `id` waits, by the fleet of this moment; `None` when it does not wait.
-    pub fn explain(&self, _id: SandboxId) -> Option<Explanation> {
-        None
+    pub fn explain(&self, id: SandboxId) -> Option<Explanation> {
+        if !self.state.queue.contains(id) {
+            return None;
+        }
+        let requirement = assignment::requirement(&self.state, id)?;
+        let (_, explanation) =
+            placement::decide(&self.state.cluster, self.state.config.placement, &requirement);
+        Some(explanation)
     }
 }
+
+#[cfg(test)]
+mod tests;

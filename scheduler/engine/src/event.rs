@@ -7,7 +7,7 @@
 //! it and build a new one with [`crate::Engine::restore`].
 
 use pinfold_domain::{
-    Cause, Epoch, Explanation, Millis, Milestone, NodeId, Phase, RequestId, Resources, Revision, Sandbox,
+    Cause, Epoch, Explanation, Milestone, Millis, NodeId, Phase, RequestId, Resources, Revision, Sandbox,
     SandboxId, SandboxSpec, TenantId, Timestamp,
 };
 use serde::{Deserialize, Serialize};

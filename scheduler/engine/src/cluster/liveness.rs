@@ -1,0 +1,135 @@
+//! Whether a node is there, judged by its silence.
+//!
+//! ```text
+//!   register           suspect_after,          disconnected_after     lost_after
+//!  ----------> Ready ------------------> Suspect ----------> Disconnected ------> Lost
+//!                ^     or stream ended      |                     |                 |
+//!                |        heartbeat         |                     |                 |
+//!                +--------------------------+                     |                 |
+//!                +------------------------ register --------------+-----------------+
+//! ```
+//!
+//! Suspect: nothing new is placed there. Disconnected: its session is closed, so that it dials again. Lost: its
+//! sandboxes are lost and their room is given up; whatever of them still runs there is stopped when it comes back.
+
+use crate::event::{Effect, NodeRegistration, NodeReport, SessionId};
+use crate::state::{Ending, State};
+use crate::timers::TimerKey;
+use crate::{ending, reconcile};
+use pinfold_domain::{Cause, Millis, NodeId, NodeState, Reason, SandboxId, Timestamp};
+
+/// A session began. It replaces the one before, and its list is authoritative.
+pub(crate) fn joined(state: &mut State, mut registration: NodeRegistration) {
+    let (id, session) = (registration.id.clone(), registration.session);
+    let known = state.cluster.get(&id).is_some();
+    let (count, limit) = (state.cluster.all().count(), state.config.nodes);
+    if !known && count >= limit {
+        let why = format!("the fleet has {count} nodes already, the limit is {limit}");
+        state.outbox.send(Effect::CloseSession { node: id, session, why });
+        return;
+    }
+    let now = state.now;
+    let statuses = std::mem::take(&mut registration.statuses);
+    let entry = state.cluster.entry(&id, now);
+    if let Some(old) = entry.session.replace(session).filter(|old| *old != session) {
+        let why = "a newer session of this node took over".to_owned();
+        state.outbox.send(Effect::CloseSession { node: id.clone(), session: old, why });
+    }
+    entry.register(registration, now);
+    // a restarted node counts its reports from the beginning
+    entry.reservations.values_mut().for_each(|reservation| reservation.sequence = None);
+    state.retime(TimerKey::Node(id.clone()));
+    state.cluster.wake(&id);
+    reconcile::list(state, &id, statuses, reconcile::Occasion::Joined);
+}
+
+/// A full list came in time, or late: either way the node is there.
+pub(crate) fn heartbeat(state: &mut State, id: &NodeId, session: SessionId, statuses: Vec<NodeReport>) {
+    let now = state.now;
+    let Some(entry) = state.cluster.in_session(id, session) else {
+        let why = "this session is not the node's current one: register again".to_owned();
+        state.outbox.send(Effect::CloseSession { node: id.clone(), session, why });
+        return;
+    };
+    entry.node.last_heartbeat = now;
+    if entry.node.state == NodeState::Suspect {
+        entry.node.state = NodeState::Ready;
+        state.cluster.wake(id);
+    }
+    state.retime(TimerKey::Node(id.clone()));
+    reconcile::list(state, id, statuses, reconcile::Occasion::Heartbeat);
+}
+
+/// The stream of a session ended. The node may be back in a moment, so nothing on it is given up.
+pub(crate) fn gone(state: &mut State, id: &NodeId, session: SessionId) {
+    let Some(entry) = state.cluster.in_session(id, session) else { return };
+    entry.session = None;
+    if entry.node.state == NodeState::Ready {
+        entry.node.state = NodeState::Suspect;
+    }
+    state.retime(TimerKey::Node(id.clone()));
+}
+
+/// When the silence of `id` is to be judged next.
+pub(crate) fn deadline(state: &State, id: &NodeId) -> Option<Timestamp> {
+    let node = &state.cluster.get(id)?.node;
+    let config = &state.config;
+    let span = match node.state {
+        NodeState::Joining | NodeState::Ready | NodeState::Draining | NodeState::Quarantined => {
+            config.suspect_after
+        }
+        NodeState::Suspect => config.disconnected_after,
+        NodeState::Disconnected => config.lost_after,
+        NodeState::Lost => Millis(config.lost_after.0.saturating_add(config.lost_node_retention.0)),
+    };
+    Some(node.last_heartbeat.after(span))
+}
+
+/// Judges the silence of `id`.
+pub(crate) fn judge(state: &mut State, id: &NodeId) {
+    let silence = match state.cluster.get(id) {
+        Some(entry) => state.now.since(entry.node.last_heartbeat),
+        None => return,
+    };
+    let config = &state.config;
+    let (suspect, disconnected, lost) = (config.suspect_after, config.disconnected_after, config.lost_after);
+    let forget = lost.0.saturating_add(config.lost_node_retention.0);
+    if silence.0 >= forget {
+        lose(state, id);
+        state.cluster.remove(id);
+    } else if silence >= lost {
+        lose(state, id);
+    } else if silence >= disconnected {
+        disconnect(state, id);
+    } else if silence >= suspect
+        && let Some(entry) = state.cluster.get_mut(id)
+        && entry.node.state == NodeState::Ready
+    {
+        entry.node.state = NodeState::Suspect;
+    }
+    state.retime(TimerKey::Node(id.clone()));
+}
+
+fn disconnect(state: &mut State, id: &NodeId) {
+    let Some(entry) = state.cluster.get_mut(id) else { return };
+    entry.node.state = NodeState::Disconnected;
+    if let Some(session) = entry.session.take() {
+        let why = format!("no heartbeat for {} ms", state.config.disconnected_after.0);
+        state.outbox.send(Effect::CloseSession { node: id.clone(), session, why });
+    }
+}
+
+fn lose(state: &mut State, id: &NodeId) {
+    disconnect(state, id);
+    let Some(entry) = state.cluster.get_mut(id) else { return };
+    entry.node.state = NodeState::Lost;
+    let sandboxes: Vec<SandboxId> = entry.reservations.keys().copied().collect();
+    let registered = entry.registered;
+    let message = format!("node {id} was silent for {} ms", state.config.lost_after.0);
+    for sandbox in sandboxes {
+        ending::finish(state, sandbox, Ending::Lost(Cause::new(Reason::NodeLost, message.clone())));
+    }
+    if !registered {
+        state.cluster.remove(id);
+    }
+}

@@ -1,0 +1,81 @@
+//! One node: what it said of itself, its session, and the room that is taken on it.
+
+use super::reservation::Reservation;
+use crate::event::{NodeRegistration, SessionId};
+use pinfold_domain::{Node, NodeId, NodeState, Resources, SandboxId, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Debug, Clone)]
+pub(crate) struct NodeEntry {
+    /// its public face; `reserved` and `sandboxes` are kept equal to the sums over `reservations`
+    pub node: Node,
+    pub session: Option<SessionId>,
+    /// false: known only from stored sandboxes, it has not registered since the restart
+    pub registered: bool,
+    pub reservations: BTreeMap<SandboxId, Reservation>,
+    /// what was reserved when it registered: a node may come back smaller than what it holds
+    pub reserved_at_join: Resources,
+}
+
+impl NodeEntry {
+    /// A node that stored sandboxes name and that has not registered yet. Its silence counts from `now`.
+    pub fn awaited(id: NodeId, now: Timestamp) -> Self {
+        Self {
+            node: Node {
+                id,
+                state: NodeState::Disconnected,
+                allocatable: Resources::default(),
+                reserved: Resources::default(),
+                labels: BTreeMap::new(),
+                zone: String::new(),
+                images: BTreeSet::new(),
+                kernels: BTreeSet::new(),
+                version: String::new(),
+                last_heartbeat: now,
+                sandboxes: 0,
+            },
+            session: None,
+            registered: false,
+            reservations: BTreeMap::new(),
+            reserved_at_join: Resources::default(),
+        }
+    }
+
+    /// Takes over what the node says of itself. Its list is not looked at here.
+    pub fn register(&mut self, registration: NodeRegistration, now: Timestamp) {
+        self.session = Some(registration.session);
+        self.registered = true;
+        self.reserved_at_join = self.node.reserved;
+        self.node.state = NodeState::Ready;
+        self.node.last_heartbeat = now;
+        self.node.allocatable = registration.allocatable;
+        self.node.labels = registration.labels;
+        self.node.zone = registration.zone;
+        self.node.images = registration.images;
+        self.node.kernels = registration.kernels;
+        self.node.version = registration.version;
+    }
+
+    /// What is not reserved.
+    pub fn free(&self) -> Resources {
+        self.node.allocatable.saturating_sub(&self.node.reserved)
+    }
+
+    /// Adds a reservation. The caller has checked that it fits, or restores what was stored.
+    pub fn reserve(&mut self, id: SandboxId, reservation: Reservation) {
+        let sum = self.node.reserved.checked_add(&reservation.resources);
+        self.node.reserved =
+            sum.expect("a spec's bounds keep the sum of a node's sandboxes far below u64::MAX");
+        let old = self.reservations.insert(id, reservation);
+        debug_assert!(old.is_none(), "{id} reserved twice on {}", self.node.id);
+        self.node.sandboxes = self.reservations.len() as u64;
+    }
+
+    /// Removes the reservation of `id`; `None` when there was none.
+    pub fn release(&mut self, id: SandboxId) -> Option<Reservation> {
+        let reservation = self.reservations.remove(&id)?;
+        self.node.reserved = self.node.reserved.saturating_sub(&reservation.resources);
+        self.node.sandboxes = self.reservations.len() as u64;
+        Some(reservation)
+    }
+}

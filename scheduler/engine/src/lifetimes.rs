@@ -1,0 +1,114 @@
+//! What becomes due: a sandbox's time to live, its start, an assignment that nobody accepted, the end of its retention;
+//! a node's silence.
+//!
+//! **A late driver judges nobody.** If the engine was not stepped for so long that a deadline passed by more than
+//! [`STALL`], then the heartbeats and reports of that time may still wait in the driver's inbox. All timers are then held
+//! for as long as a node may be silent. Times to live are kept by the nodes too, so nothing outlives its time by this.
+
+use crate::cluster::liveness;
+use crate::state::{Ending, State};
+use crate::timers::TimerKey;
+use crate::{assignment, ending};
+use pinfold_domain::{Cause, Millis, Phase, Reason, SandboxId, Timestamp};
+
+/// A deadline missed by more than this shows that the driver stood still.
+const STALL: Millis = Millis::from_secs(2);
+
+/// Called with the time of a step before its event: holds the timers if the driver stood still.
+pub(crate) fn notice_stall(state: &mut State) {
+    let held = state.timers_held_until;
+    if let Some(due) = state.timers.first().map(|first| first.max(held))
+        && state.now.since(due) > STALL
+    {
+        state.timers_held_until = state.now.after(state.config.suspect_after);
+    }
+}
+
+/// Runs what is due, at most `work_per_step` of it.
+pub(crate) fn run_due(state: &mut State) {
+    if state.now < state.timers_held_until {
+        return;
+    }
+    for _ in 0..state.config.work_per_step {
+        match state.timers.pop_due(state.now) {
+            Some(TimerKey::Sandbox(id)) => sandbox_due(state, id),
+            Some(TimerKey::Node(id)) => liveness::judge(state, &id),
+            Some(TimerKey::Requests) => state.retime(TimerKey::Requests),
+            None => break,
+        }
+    }
+}
+
+/// When something about sandbox `id` is due next.
+pub(crate) fn deadline(state: &State, id: SandboxId) -> Option<Timestamp> {
+    let entry = state.sandboxes.get(&id)?;
+    let sandbox = &entry.sandbox;
+    let expiry = sandbox.expires_at;
+    let sooner = |other: Option<Timestamp>| expiry.into_iter().chain(other).min();
+    match sandbox.phase {
+        Phase::Pending => sooner(entry.refused_by.values().copied().filter(|until| *until > state.now).min()),
+        Phase::Assigned => sooner(assignment::deadline(state, id)),
+        Phase::Starting => sooner(start_deadline(state, id)),
+        Phase::Running | Phase::Pausing | Phase::Paused | Phase::Resuming => expiry,
+        // the node's lists drive it on, and the node's silence ends it
+        Phase::Stopping => None,
+        Phase::Stopped | Phase::Failed | Phase::Lost => {
+            Some(sandbox.phase_at.after(state.config.ended_retention))
+        }
+    }
+}
+
+fn start_deadline(state: &State, id: SandboxId) -> Option<Timestamp> {
+    let sandbox = state.sandbox(id)?;
+    let placed = assignment::placed_at(sandbox)?;
+    Some(placed.after(sandbox.spec.start_timeout).after(state.config.start_margin))
+}
+
+fn sandbox_due(state: &mut State, id: SandboxId) {
+    state.retime(TimerKey::Sandbox(id));
+    let Some(sandbox) = state.sandbox(id) else { return };
+    let now = state.now;
+    let phase = sandbox.phase;
+    let is_over = |deadline: Option<Timestamp>| deadline.is_some_and(|at| at <= now);
+    if phase.is_final() {
+        if is_over(Some(sandbox.phase_at.after(state.config.ended_retention))) {
+            ending::remove(state, id);
+        }
+    } else if phase == Phase::Stopping {
+        // nothing is due: see `deadline`
+    } else if is_over(sandbox.expires_at) {
+        let cause = Cause::new(Reason::TtlExpired, format!("its {} ms are over", sandbox.spec.ttl.0));
+        if phase == Phase::Pending {
+            ending::finish(state, id, Ending::Stopped(cause));
+        } else {
+            ending::begin_stop(state, id, cause, None);
+        }
+    } else if phase == Phase::Pending {
+        assignment::requeue(state, id);
+    } else if phase == Phase::Assigned && is_over(assignment::deadline(state, id)) {
+        assignment::expire(state, id);
+    } else if phase == Phase::Starting && is_over(start_deadline(state, id)) {
+        let limit = sandbox.spec.start_timeout.0;
+        let cause = Cause::new(Reason::StartTimeout, format!("not ready within {limit} ms"));
+        ending::begin_stop(state, id, cause, Some(Millis(0)));
+    }
+}
+
+/// Removes what is kept beyond its bound: ended sandboxes and remembered requests.
+pub(crate) fn trim(state: &mut State) {
+    for _ in 0..state.config.work_per_step {
+        if state.ended.len() <= state.config.ended_sandboxes {
+            break;
+        }
+        let Some((_, oldest)) = state.ended.first().copied() else { break };
+        ending::remove(state, oldest);
+    }
+    for _ in 0..state.config.work_per_step {
+        let Some((tenant, request_id)) = state.requests.pop(state.now, state.config.remembered_requests)
+        else {
+            break;
+        };
+        state.outbox.requests.push(crate::event::Change::DropRequest { tenant, request_id });
+        state.retime(TimerKey::Requests);
+    }
+}
