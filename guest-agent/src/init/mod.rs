@@ -1,0 +1,4 @@
+//! Brings the guest up.
+pub fn main() -> ! {
+    std::process::exit(1)
+}

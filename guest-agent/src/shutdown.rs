@@ -1,0 +1,61 @@
+//! The clean stop.
+//!
+//! ```text
+//! Shutdown call: no new calls ─ SIGTERM ─ grace ─ SIGKILL ─ sync ─ answer      then: disk read-only ─ power off
+//! ```
+
+use crate::agent::{Agent, Phase, Role, limits};
+use crate::console;
+use nix::sys::reboot::{RebootMode, reboot};
+use pinfold_domain::{Cause, Reason};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+/// Ends the workload and brings its files to the disk. `grace` is between SIGTERM and SIGKILL.
+pub async fn stop_workload(agent: Arc<Agent>, grace: Duration) -> Result<(), Cause> {
+    agent.enter(Phase::Stopping);
+    agent.workload.terminate(&agent.reaper);
+    if !emptied_within(&agent, grace.min(limits::SHUTDOWN_GRACE)).await {
+        let killed = agent.workload.kill(&agent.reaper);
+        killed.map_err(|error| Cause::new(Reason::Internal, format!("cannot end the workload: {error}")))?;
+        if !emptied_within(&agent, limits::KILL).await {
+            // a process that the kernel holds: the power-off ends it
+            console::say("a process outlived SIGKILL");
+        }
+    }
+    if agent.role == Role::Init {
+        agent.workers.run(nix::unistd::sync).await?;
+    }
+    agent.enter(Phase::Off);
+    Ok(())
+}
+
+/// The root of every process tree is the agent's child, or becomes it, so the last end is one that the reaper sees.
+async fn emptied_within(agent: &Agent, time: Duration) -> bool {
+    let mut reaped = agent.reaper.subscribe();
+    let emptied = async {
+        while !agent.workload.is_empty(&agent.reaper) {
+            if reaped.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(time, emptied).await.is_ok()
+}
+
+/// Ends the machine. ACPI power-off where the VMM has it; a kernel without it halts or returns, so a reset follows, which
+/// every VMM of Pinfold takes as an end too.
+pub fn power_off() -> ! {
+    thread::spawn(|| reboot(RebootMode::RB_POWER_OFF));
+    thread::sleep(Duration::from_secs(1));
+    reset()
+}
+
+/// Ends the machine at once.
+pub fn reset() -> ! {
+    let Err(error) = reboot(RebootMode::RB_AUTOBOOT);
+    console::say(format_args!("cannot reset: {error}"));
+    // the end of PID 1 is a kernel panic, which `panic=` on the kernel's command line turns into a reset
+    std::process::exit(1)
+}
