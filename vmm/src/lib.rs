@@ -1,1 +1,25 @@
-//! Machine library.
+//! One microVM in one process: one thread for all devices, one for each vCPU, no async runtime.
+//!
+//! [`builder::build`] turns a config into a [`machine::Machine`], a straight list of steps; [`machine::Machine::run`]
+//! runs it to its end. Devices are state machines over guest memory. Nothing that a guest does may bring the process
+//! down: broken requests are counted and refused.
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+compile_error!("pinfold-vmm runs on Linux on x86-64 only");
+
+pub mod acpi;
+pub mod boot;
+pub mod builder;
+pub mod control;
+pub mod descriptors;
+pub mod devices;
+pub mod ending;
+pub mod layout;
+pub mod machine;
+pub mod memory;
+pub mod memory_use;
+pub mod metrics;
+pub mod record;
+pub mod seccomp;
+pub mod signals;
+pub mod vcpu;

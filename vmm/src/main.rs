@@ -1,1 +1,107 @@
-fn main() {}
+//! `pinfold-vmm`: runs one microVM, or says whether this machine can.
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use pinfold_vmm::descriptors::{self, Descriptors};
+use pinfold_vmm::{builder, record};
+use pinfold_vmm_api::MachineConfig;
+use pinfold_vmm_api::control::{ExitReason, ExitRecord};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{FromRawFd, RawFd};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// A config is some hundred bytes; a longer one is none.
+const CONFIG_BYTES_MAX: u64 = 64 * 1024;
+
+#[derive(Debug, Parser)]
+#[command(name = "pinfold-vmm", version, about = "One microVM in one process")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the microVM of a config until it ends
+    Run {
+        /// Descriptor from which the config is read as JSON
+        #[arg(long, value_name = "N")]
+        config_fd: RawFd,
+    },
+}
+
+fn main() -> ExitCode {
+    let began = Instant::now();
+    let result = match Cli::parse().command {
+        Command::Run { config_fd } => run(config_fd, began),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("pinfold-vmm: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs the machine and ends the process. Returns only when there is no exit file to write to.
+fn run(config_fd: RawFd, began: Instant) -> anyhow::Result<ExitCode> {
+    let config = read_config(config_fd)?;
+    // SAFETY: nothing in this process has used the descriptors of the config yet.
+    let exit = unsafe { descriptors::take_exit(&config) }?;
+    die_with_a_record(&exit)?;
+    let record = match machine(&config, began) {
+        Ok(machine) => machine.run(),
+        Err(error) => ExitRecord {
+            reason: error.reason(),
+            message: error.to_string(),
+            memory: Default::default(),
+            counters: Default::default(),
+        },
+    };
+    eprintln!("pinfold-vmm {}: {:?}: {}", config.id, record.reason, record.message);
+    let written = record::write(&exit, &record);
+    // threads of vCPUs are still in the guest: nothing may be dropped, the process ends whole
+    leave(i32::from(written.is_err()))
+}
+
+fn machine(config: &MachineConfig, began: Instant) -> Result<pinfold_vmm::machine::Machine, builder::BuildError> {
+    config.validate()?;
+    // SAFETY: nothing in this process has used the descriptors of the config yet, but for the exit record's.
+    let descriptors = unsafe { Descriptors::take(config) }?;
+    builder::build(config, descriptors, began)
+}
+
+fn read_config(fd: RawFd) -> anyhow::Result<MachineConfig> {
+    anyhow::ensure!(fd >= 3, "--config-fd is {fd}, it must be 3 or more");
+    // SAFETY: nothing else in this process uses the descriptor; a wrong number makes the read fail.
+    let file = unsafe { File::from_raw_fd(fd) };
+    let mut text = String::new();
+    file.take(CONFIG_BYTES_MAX).read_to_string(&mut text).context("reading the config")?;
+    serde_json::from_str(&text).context("the config is not one")
+}
+
+/// A panic of any thread ends the machine, with a record.
+fn die_with_a_record(exit: &File) -> anyhow::Result<()> {
+    let exit = exit.try_clone().context("duplicating the exit descriptor")?;
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = format!("the VMM panicked: {panic}");
+        eprintln!("pinfold-vmm: {message}");
+        let record = ExitRecord {
+            reason: ExitReason::Internal,
+            message,
+            memory: Default::default(),
+            counters: Default::default(),
+        };
+        let _ = record::write(&exit, &record);
+        leave(1)
+    }));
+    Ok(())
+}
+
+fn leave(code: i32) -> ! {
+    // SAFETY: ends the process at once; nothing runs after it.
+    unsafe { libc::_exit(code) }
+}

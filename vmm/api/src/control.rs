@@ -69,6 +69,9 @@ pub struct Counters {
     pub vsock_connections: u64,
     /// accesses or requests of the guest that broke a rule and were refused
     pub guest_errors: u64,
+    /// serial output that came faster than the console takes it
+    #[serde(default)]
+    pub console_dropped_bytes: u64,
 }
 
 /// Why a VMM ended. Written to the exit file as one JSON object before the process exits.

@@ -1,0 +1,252 @@
+//! From a config to a machine that is ready to run: a straight list of steps.
+
+use crate::acpi::{self, MmioWindow};
+use crate::boot::{self, BootError};
+use crate::control::ControlServer;
+use crate::descriptors::{DescriptorError, Descriptors};
+use crate::devices::bus::Bus;
+use crate::devices::console::ConsoleBuffer;
+use crate::devices::serial::SerialPort;
+use crate::devices::virtio::block::device::{Block, BlockError};
+use crate::devices::virtio::mmio::{NOTIFY_OFFSET, Transport};
+use crate::devices::virtio::rng::device::Rng;
+use crate::devices::virtio::vsock::device::VsockDevice;
+use crate::devices::virtio::VirtioDevice;
+use crate::ending::Ending;
+use crate::machine::{Machine, Shared};
+use crate::memory::{self, GuestMemory, MemoryError};
+use crate::memory_use::MemoryMeter;
+use crate::metrics::Metrics;
+use crate::vcpu::cpuid::{CpuidError, Template};
+use crate::vcpu::registers::{self, RegisterError};
+use crate::vcpu::Vcpu;
+use crate::{layout, seccomp, signals};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
+use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use pinfold_vmm_api::config::limits;
+use pinfold_vmm_api::console::Writer;
+use pinfold_vmm_api::control::{ExitReason, StartTiming};
+use pinfold_vmm_api::{MachineConfig, MachineConfigError};
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The only version of the KVM API there has been since Linux 2.6.22.
+pub const KVM_API_VERSION: i32 = 12;
+/// KVM_CAP_PMU_CAPABILITY, and its value that takes performance counters away.
+const CAP_PMU: u32 = 212;
+const PMU_DISABLE: u64 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error("the config is refused: {0}")]
+    Config(#[from] MachineConfigError),
+    #[error("the config is refused: {0}")]
+    Descriptor(#[from] DescriptorError),
+    #[error("{0}")]
+    Boot(#[from] BootError),
+    #[error("disk {index}: {source}")]
+    Disk { index: usize, source: BlockError },
+    #[error("KVM has API version {0}, not 12")]
+    KvmVersion(i32),
+    #[error("KVM refused to {act}: {source}")]
+    Kvm { act: &'static str, source: kvm_ioctls::Error },
+    #[error("{0}")]
+    Memory(#[from] MemoryError),
+    #[error("{0}")]
+    Cpuid(#[from] CpuidError),
+    #[error("{0}")]
+    Register(#[from] RegisterError),
+    #[error("ACPI tables cannot be written: {0}")]
+    Acpi(vm_memory::GuestMemoryError),
+    #[error("{0}")]
+    Seccomp(#[from] seccomp::SeccompError),
+    #[error("cannot {act}: {source}")]
+    Host { act: &'static str, source: io::Error },
+}
+
+impl BuildError {
+    /// The reason that goes into the exit record.
+    pub fn reason(&self) -> ExitReason {
+        match self {
+            Self::Config(_) | Self::Descriptor(_) => ExitReason::BadConfig,
+            Self::Boot(error) if error.is_initrd() => ExitReason::BadInitrd,
+            Self::Boot(BootError::CommandLineTooLong { .. }) => ExitReason::BadConfig,
+            Self::Boot(_) => ExitReason::BadKernel,
+            Self::Disk { .. } => ExitReason::BadDisk,
+            Self::KvmVersion(_) | Self::Kvm { .. } | Self::Cpuid(_) | Self::Register(_) => ExitReason::Kvm,
+            Self::Memory(MemoryError::Register { .. }) => ExitReason::Kvm,
+            Self::Memory(_) | Self::Acpi(_) | Self::Seccomp(_) | Self::Host { .. } => ExitReason::Internal,
+        }
+    }
+}
+
+fn host(act: &'static str) -> impl Fn(io::Error) -> BuildError {
+    move |source| BuildError::Host { act, source }
+}
+
+fn kvm(act: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
+    move |source| BuildError::Kvm { act, source }
+}
+
+/// Builds the machine. `began` is when the process did.
+pub fn build(config: &MachineConfig, descriptors: Descriptors, began: Instant) -> Result<Machine, BuildError> {
+    let mut timing = StartTiming::default();
+    config.validate()?;
+    let signals = signals::Signals::block().map_err(host("block signals"))?;
+    let (kvm, vm) = open_kvm(descriptors.kvm)?;
+    let memory_bytes = config.memory_mib << 20;
+    let memory = memory::allocate(memory_bytes)?;
+    memory::register(&memory, &vm)?;
+    let cpuid = Template::new(&kvm, config.vcpus)?;
+    create_interrupt_controllers(&vm, config.mmio_on_cmdline || !cpuid.has_deadline_timer())?;
+
+    let metrics = Arc::new(Metrics::default());
+    let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
+    let console = ConsoleBuffer::new(Arc::clone(&metrics)).map_err(host("make an eventfd"))?;
+    let serial = attach_serial(&vm, console.clone())?;
+    let devices = make_devices(config, descriptors.disks, descriptors.vsock, &metrics)?;
+    let transports = attach_devices(&vm, devices, &memory, &metrics)?;
+    let windows = windows(transports.len());
+
+    let rsdp = acpi::write(&memory, config.vcpus, &windows).map_err(BuildError::Acpi)?;
+    let command_line = command_line(config, &windows)?;
+    let source = boot::Source {
+        kernel: &descriptors.kernel,
+        initrd: descriptors.initrd.as_ref(),
+        command_line: &command_line,
+        rsdp,
+    };
+    let entry = boot::load(&memory, memory_bytes, &source)?;
+    timing.kernel_loaded_us = micros_since(began);
+
+    let bus = Arc::new(Bus::new(serial, transports.clone(), Arc::clone(&ending), Arc::clone(&metrics)));
+    let mut vcpus = Vec::new();
+    for id in 0..config.vcpus {
+        let fd = vm.create_vcpu(u64::from(id)).map_err(self::kvm("create a vCPU"))?;
+        fd.set_cpuid2(&cpuid.for_vcpu(id)?).map_err(self::kvm("set the CPUID of a vCPU"))?;
+        registers::set_common(&fd, id)?;
+        if id == 0 {
+            registers::set_boot(&fd, &memory, entry)?;
+        }
+        let (bus, ending, metrics) = (Arc::clone(&bus), Arc::clone(&ending), Arc::clone(&metrics));
+        vcpus.push(Vcpu { id, fd, bus, ending, metrics });
+    }
+    let filters = if config.without_seccomp { None } else { Some((seccomp::devices()?, seccomp::vcpu()?)) };
+    timing.devices_ready_us = micros_since(began);
+    let shared = Shared {
+        meter: MemoryMeter::new(&memory),
+        ring: Writer::create(descriptors.console).map_err(host("set up the console ring"))?,
+        console,
+        ending,
+        metrics,
+        signals,
+        timing,
+        began,
+    };
+    let control = ControlServer::new(descriptors.control).map_err(host("listen on the control socket"))?;
+    Ok(Machine::new(vm, memory, vcpus, transports, control, filters, shared))
+}
+
+pub(crate) fn micros_since(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+fn open_kvm(fd: OwnedFd) -> Result<(Kvm, VmFd), BuildError> {
+    // SAFETY: the descriptor is open and owned; that it is /dev/kvm is what the version tells.
+    let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
+    let version = kvm.get_api_version();
+    if version != KVM_API_VERSION {
+        return Err(BuildError::KvmVersion(version));
+    }
+    let vm = kvm.create_vm().map_err(self::kvm("create a virtual machine"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(self::kvm("place the identity map"))?;
+    vm.set_tss_address(layout::KVM_TSS as usize).map_err(self::kvm("place the TSS"))?;
+    let no_counters = kvm_enable_cap { cap: CAP_PMU, args: [PMU_DISABLE, 0, 0, 0], ..Default::default() };
+    // older kernels do not know it; CPUID hides the counters in any case
+    let _ = vm.enable_cap(&no_counters);
+    Ok((kvm, vm))
+}
+
+/// The PIT is there only for kernels that need it: each one costs a thread of the host's kernel.
+fn create_interrupt_controllers(vm: &VmFd, with_pit: bool) -> Result<(), BuildError> {
+    vm.create_irq_chip().map_err(kvm("create interrupt controllers"))?;
+    if with_pit {
+        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(config).map_err(kvm("create an interval timer"))?;
+    }
+    Ok(())
+}
+
+fn attach_serial(vm: &VmFd, console: ConsoleBuffer) -> Result<SerialPort, BuildError> {
+    let (serial, line) = SerialPort::new(console).map_err(host("make an eventfd"))?;
+    vm.register_irqfd(&line, layout::SERIAL_LINE).map_err(kvm("wire the line of the serial port"))?;
+    Ok(serial)
+}
+
+/// In the order in which the guest finds them: disks, sockets, entropy.
+fn make_devices(
+    config: &MachineConfig,
+    disks: Vec<std::fs::File>,
+    vsock: Option<std::os::unix::net::UnixListener>,
+    metrics: &Arc<Metrics>,
+) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for (index, (disk, file)) in config.disks.iter().zip(disks).enumerate() {
+        let block = Block::new(file, &disk.serial, disk.read_only, Arc::clone(metrics));
+        devices.push(Box::new(block.map_err(|source| BuildError::Disk { index, source })?));
+    }
+    if let (Some(vsock), Some(listener)) = (&config.vsock, vsock) {
+        let prefix = vsock.guest_connect_prefix.clone();
+        let device = VsockDevice::new(vsock.cid, listener, prefix, Arc::clone(metrics));
+        devices.push(Box::new(device.map_err(host("set up vsock"))?));
+    }
+    devices.push(Box::new(Rng::new(Arc::clone(metrics))));
+    Ok(devices)
+}
+
+fn attach_devices(
+    vm: &VmFd,
+    devices: Vec<Box<dyn VirtioDevice>>,
+    memory: &GuestMemory,
+    metrics: &Arc<Metrics>,
+) -> Result<Vec<Arc<Transport>>, BuildError> {
+    let mut transports = Vec::new();
+    for (device, window) in devices.into_iter().zip(windows(layout::VIRTIO_LINES.len())) {
+        let transport = Transport::new(device, memory.clone(), Arc::clone(metrics)).map_err(host("make eventfds"))?;
+        let line = transport.interrupt().line();
+        vm.register_irqfd(line, window.line).map_err(kvm("wire the line of a device"))?;
+        let notify = IoEventAddress::Mmio(window.address + NOTIFY_OFFSET);
+        for (queue, kick) in transport.kicks().iter().enumerate() {
+            vm.register_ioevent(kick, &notify, queue as u32).map_err(kvm("wire the kicks of a queue"))?;
+        }
+        transports.push(Arc::new(transport));
+    }
+    Ok(transports)
+}
+
+// every device that a config may ask for has a window and a line
+const _: () = assert!(limits::MAX_DISKS + 2 <= layout::VIRTIO_LINES.len());
+
+fn windows(count: usize) -> Vec<MmioWindow> {
+    let window = |(index, line): (usize, &u32)| MmioWindow {
+        address: layout::VIRTIO_MMIO_BASE + index as u64 * layout::VIRTIO_MMIO_SIZE,
+        line: *line,
+    };
+    layout::VIRTIO_LINES.iter().take(count).enumerate().map(window).collect()
+}
+
+fn command_line(config: &MachineConfig, windows: &[MmioWindow]) -> Result<String, BuildError> {
+    let mut text = config.cmdline.clone();
+    if config.mmio_on_cmdline {
+        for window in windows {
+            text += &format!(" virtio_mmio.device={}K@{:#x}:{}", layout::VIRTIO_MMIO_SIZE >> 10, window.address, window.line);
+        }
+    }
+    let max = limits::MAX_CMDLINE_BYTES;
+    if text.len() > max {
+        return Err(MachineConfigError::TooLong { field: "cmdline with its devices", bytes: text.len(), max }.into());
+    }
+    Ok(text)
+}

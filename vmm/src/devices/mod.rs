@@ -1,0 +1,7 @@
+//! What the guest finds on its buses.
+
+pub mod bus;
+pub mod console;
+pub mod power;
+pub mod serial;
+pub mod virtio;

@@ -1,0 +1,14 @@
+//! What all block devices together count.
+
+use crate::metrics::Count;
+
+#[derive(Debug, Default)]
+pub struct BlockMetrics {
+    pub read_bytes: Count,
+    pub write_bytes: Count,
+    pub flushes: Count,
+    /// requests that the host's file refused
+    pub host_errors: Count,
+    /// requests past the end, to a read-only disk, of unknown type or of a wrong form
+    pub guest_errors: Count,
+}

@@ -1,0 +1,117 @@
+//! A virtqueue: virtio-queue's split ring, with chains checked as they are taken and every fault an error.
+
+use super::chain::{BrokenChain, Chain};
+use crate::memory::GuestMemory;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+
+/// A fault after which the ring cannot be trusted: the device needs a reset (virtio 1.2, 2.1.2).
+#[derive(Debug, thiserror::Error)]
+pub enum BrokenQueue {
+    #[error("descriptor chain: {0}")]
+    Chain(#[from] BrokenChain),
+    #[error("ring: {0}")]
+    Ring(virtio_queue::Error),
+    #[error("the request breaks the rules of its device type: {0}")]
+    Request(&'static str),
+}
+
+impl From<virtio_queue::Error> for BrokenQueue {
+    fn from(error: virtio_queue::Error) -> Self {
+        Self::Ring(error)
+    }
+}
+
+#[derive(Debug)]
+pub struct VirtQueue {
+    ring: Queue,
+}
+
+impl VirtQueue {
+    /// `max_size`: a power of two up to 32768.
+    pub fn new(max_size: u16) -> Self {
+        Self { ring: Queue::new(max_size).expect("queue sizes are constants of the devices, powers of two") }
+    }
+
+    /// For the transport, which sets sizes and addresses.
+    pub fn ring(&self) -> &Queue {
+        &self.ring
+    }
+
+    pub fn ring_mut(&mut self) -> &mut Queue {
+        &mut self.ring
+    }
+
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// The next request; none when there is none or the driver has not set this queue up.
+    pub fn pop(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, BrokenQueue> {
+        if !self.ring.ready() {
+            return Ok(None);
+        }
+        let size = usize::from(self.ring.size());
+        let Some(descriptors) = self.ring.iter(memory)?.next() else { return Ok(None) };
+        Ok(Some(Chain::collect(memory, descriptors, size)?))
+    }
+
+    /// Puts the last popped chain back.
+    pub fn undo_pop(&mut self) {
+        self.ring.go_to_previous_position();
+    }
+
+    /// Gives a chain back; `written` bytes of its writable part hold data.
+    pub fn push_used(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), BrokenQueue> {
+        Ok(self.ring.add_used(memory, head, written)?)
+    }
+
+    /// True when the driver wants an interrupt for what was given back since the last call.
+    pub fn needs_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, BrokenQueue> {
+        Ok(self.ring.ready() && self.ring.needs_notification(memory)?)
+    }
+
+    /// Asks for no kicks while the device looks at the queue anyway.
+    pub fn disable_kicks(&mut self, memory: &GuestMemory) -> Result<(), BrokenQueue> {
+        if self.ring.ready() {
+            self.ring.disable_notification(memory)?;
+        }
+        Ok(())
+    }
+
+    /// Asks for kicks again; true when requests came in between.
+    pub fn enable_kicks(&mut self, memory: &GuestMemory) -> Result<bool, BrokenQueue> {
+        Ok(self.ring.ready() && self.ring.enable_notification(memory)?)
+    }
+}
+
+/// Runs `handle` over the requests of a queue, at most as many as the queue is long, and interrupts the driver if it
+/// wants that. `handle` returns how many bytes it wrote into the chain.
+pub fn drain(
+    queue: &mut VirtQueue,
+    memory: &GuestMemory,
+    interrupt: &super::interrupt::Interrupt,
+    mut handle: impl FnMut(&Chain) -> Result<u32, BrokenQueue>,
+) -> Result<super::Progress, BrokenQueue> {
+    queue.disable_kicks(memory)?;
+    let mut progress = super::Progress::Done;
+    let mut left = queue.size();
+    loop {
+        while left > 0 {
+            let Some(chain) = queue.pop(memory)? else { break };
+            left -= 1;
+            let written = handle(&chain)?;
+            queue.push_used(memory, chain.head, written)?;
+        }
+        if left == 0 {
+            progress = super::Progress::More;
+            break;
+        }
+        if !queue.enable_kicks(memory)? {
+            break;
+        }
+    }
+    if queue.needs_interrupt(memory)? {
+        interrupt.raise(super::interrupt::USED_BUFFER);
+    }
+    Ok(progress)
+}

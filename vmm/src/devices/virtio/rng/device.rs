@@ -1,0 +1,40 @@
+//! State and configuration of the entropy device: it has neither.
+
+use crate::devices::virtio::queue::BrokenQueue;
+use crate::devices::virtio::{DeviceIo, Progress, TYPE_RNG, VirtioDevice};
+use crate::metrics::Metrics;
+use std::sync::Arc;
+
+const QUEUE_SIZES: [u16; 1] = [64];
+
+pub struct Rng {
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Rng {
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics }
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn kind(&self) -> u32 {
+        TYPE_RNG
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn config(&self) -> &[u8] {
+        &[]
+    }
+
+    fn queue_event(&mut self, queue: usize, io: &mut DeviceIo<'_>) -> Result<Progress, BrokenQueue> {
+        self.requests(queue, io)
+    }
+}

@@ -1,0 +1,247 @@
+//! The machine at work: the event loop of the device thread, and the end.
+//!
+//! ```text
+//!   built --run--> threads with filters --gate--> running --end stated--> record written --> process gone
+//! ```
+
+use crate::builder::micros_since;
+use crate::control::ControlServer;
+use crate::devices::console::{ConsoleBuffer, FLUSH_INTERVAL};
+use crate::devices::virtio::mmio::Transport;
+use crate::ending::Ending;
+use crate::memory::GuestMemory;
+use crate::memory_use::MemoryMeter;
+use crate::metrics::Metrics;
+use crate::seccomp;
+use crate::signals::Signals;
+use crate::vcpu::Vcpu;
+use kvm_ioctls::VmFd;
+use pinfold_vmm_api::console::Writer;
+use pinfold_vmm_api::control::{
+    ExitReason, ExitRecord, MachineState, Request, Response, StartTiming, Status,
+};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Barrier};
+use std::time::Instant;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+/// Events taken from the kernel at once.
+const EVENTS: usize = 32;
+
+/// What an event is about, as the data of an epoll entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    Ending,
+    Signal,
+    Console,
+    Control,
+    Kick { device: usize, queue: usize },
+    Host { device: usize },
+}
+
+impl Token {
+    fn encode(self) -> u64 {
+        match self {
+            Self::Ending => 0,
+            Self::Signal => 1,
+            Self::Console => 2,
+            Self::Control => 3,
+            Self::Kick { device, queue } => 4 | (device as u64) << 16 | (queue as u64) << 32,
+            Self::Host { device } => 5 | (device as u64) << 16,
+        }
+    }
+
+    fn decode(data: u64) -> Option<Self> {
+        let device = (data >> 16 & 0xffff) as usize;
+        Some(match data & 0xffff {
+            0 => Self::Ending,
+            1 => Self::Signal,
+            2 => Self::Console,
+            3 => Self::Control,
+            4 => Self::Kick { device, queue: (data >> 32) as usize },
+            5 => Self::Host { device },
+            _ => return None,
+        })
+    }
+}
+
+/// What the device thread keeps beside the devices.
+pub struct Shared {
+    pub meter: MemoryMeter,
+    pub console: ConsoleBuffer,
+    pub ring: Writer,
+    pub ending: Arc<Ending>,
+    pub metrics: Arc<Metrics>,
+    pub signals: Signals,
+    pub timing: StartTiming,
+    pub began: Instant,
+}
+
+impl Shared {
+    fn status(&self) -> Status {
+        Status {
+            state: if self.ending.stated().is_some() { MachineState::Ending } else { MachineState::Running },
+            version: env!("CARGO_PKG_VERSION").into(),
+            timing: self.timing,
+            memory: self.meter.measure(),
+            counters: self.metrics.snapshot(),
+        }
+    }
+
+    fn answer(&self, request: Request) -> Response {
+        match request {
+            Request::Status => Response::Status(self.status()),
+            Request::Kill => {
+                self.ending.state(ExitReason::Killed, "killed by a request on the control socket");
+                Response::Killed
+            }
+        }
+    }
+
+    fn record(&self, reason: ExitReason, message: String) -> ExitRecord {
+        ExitRecord { reason, message, memory: self.meter.measure(), counters: self.metrics.snapshot() }
+    }
+}
+
+pub struct Machine {
+    // the virtual machine and its memory live as long as the vCPUs run
+    _vm: VmFd,
+    _memory: GuestMemory,
+    vcpus: Vec<Vcpu>,
+    transports: Vec<Arc<Transport>>,
+    control: ControlServer,
+    filters: Option<(seccomp::Filter, seccomp::Filter)>,
+    shared: Shared,
+}
+
+impl Machine {
+    pub fn new(
+        vm: VmFd,
+        memory: GuestMemory,
+        vcpus: Vec<Vcpu>,
+        transports: Vec<Arc<Transport>>,
+        control: ControlServer,
+        filters: Option<(seccomp::Filter, seccomp::Filter)>,
+        shared: Shared,
+    ) -> Self {
+        Self { _vm: vm, _memory: memory, vcpus, transports, control, filters, shared }
+    }
+
+    /// Runs the guest to its end and says how it came. Threads of vCPUs may still be in the guest when it returns: the
+    /// caller ends the process.
+    pub fn run(mut self) -> ExitRecord {
+        let (reason, message) = match self.start() {
+            Ok(epoll) => self.serve(&epoll),
+            Err(error) => (ExitReason::Internal, format!("the machine cannot start: {error}")),
+        };
+        // a console that cannot be written loses its last words, not the record
+        let _ = self.shared.console.flush_into(&mut self.shared.ring);
+        self.shared.record(reason, message)
+    }
+
+    /// Starts the threads, binds all of them by their filters, then lets the guest go.
+    fn start(&mut self) -> io::Result<Epoll> {
+        let epoll = self.watch()?;
+        let vcpus = std::mem::take(&mut self.vcpus);
+        let ready = Arc::new(Barrier::new(vcpus.len() + 1));
+        let gate = Arc::new(Barrier::new(vcpus.len() + 1));
+        let (devices, vcpu) = self.filters.take().unzip();
+        for each in vcpus {
+            each.spawn(vcpu.clone(), Arc::clone(&ready), Arc::clone(&gate))?;
+        }
+        ready.wait();
+        if let Some(filter) = devices {
+            seccomp::install(&filter).map_err(io::Error::other)?;
+        }
+        self.shared.timing.first_run_us = micros_since(self.shared.began);
+        gate.wait();
+        Ok(epoll)
+    }
+
+    fn watch(&self) -> io::Result<Epoll> {
+        let epoll = Epoll::new()?;
+        let add = |fd: RawFd, token: Token| {
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token.encode()))
+        };
+        add(self.shared.ending.as_raw_fd(), Token::Ending)?;
+        add(self.shared.signals.as_raw_fd(), Token::Signal)?;
+        add(self.shared.console.as_raw_fd(), Token::Console)?;
+        add(self.control.as_raw_fd(), Token::Control)?;
+        for (device, transport) in self.transports.iter().enumerate() {
+            for (queue, kick) in transport.kicks().iter().enumerate() {
+                add(kick.as_raw_fd(), Token::Kick { device, queue })?;
+            }
+            if let Some(fd) = transport.host_fd() {
+                add(fd, Token::Host { device })?;
+            }
+        }
+        Ok(epoll)
+    }
+
+    fn serve(&mut self, epoll: &Epoll) -> (ExitReason, String) {
+        let mut events = [EpollEvent::default(); EVENTS];
+        // when the console is to be flushed, if it has something
+        let mut flush_at: Option<Instant> = None;
+        loop {
+            let timeout_ms = flush_at.map_or(-1, |_| FLUSH_INTERVAL.as_millis() as i32);
+            let count = match epoll.wait(timeout_ms, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) => return (ExitReason::Internal, format!("the event loop failed: {error}")),
+            };
+            for token in events[..count].iter().filter_map(|event| Token::decode(event.data())) {
+                if token == Token::Console {
+                    self.shared.console.seen();
+                    flush_at.get_or_insert_with(|| Instant::now() + FLUSH_INTERVAL);
+                } else {
+                    self.handle(token);
+                }
+            }
+            if flush_at.is_some_and(|at| Instant::now() >= at) {
+                // a ring that cannot be written must not stop the guest; its reader sees that nothing comes
+                let _ = self.shared.console.flush_into(&mut self.shared.ring);
+                flush_at = None;
+            }
+            if let Some(end) = self.shared.ending.stated() {
+                return end;
+            }
+        }
+    }
+
+    fn handle(&mut self, token: Token) {
+        match token {
+            // looked at after every round
+            Token::Ending | Token::Console => {}
+            Token::Signal => {
+                if let Some(number) = self.shared.signals.take() {
+                    self.shared.ending.state(ExitReason::Killed, format!("ended by signal {number}"));
+                }
+            }
+            Token::Control => {
+                let shared = &self.shared;
+                self.control.serve(&mut |request| shared.answer(request));
+            }
+            Token::Kick { device, queue } => self.transports[device].queue_event(queue),
+            Token::Host { device } => self.transports[device].host_event(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_the_kernel() {
+        let mut all = vec![Token::Ending, Token::Signal, Token::Console, Token::Control];
+        for device in 0..10 {
+            all.push(Token::Host { device });
+            all.extend((0..3).map(|queue| Token::Kick { device, queue }));
+        }
+        for token in all {
+            assert_eq!(Token::decode(token.encode()), Some(token));
+        }
+        assert_eq!(Token::decode(0xffff), None);
+    }
+}

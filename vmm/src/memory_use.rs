@@ -1,0 +1,145 @@
+//! What the process costs in memory, from `/proc/self/smaps`.
+//!
+//! The file is opened before the seccomp filters are there and read again by position. In a jail without `/proc` the
+//! guest's part comes from `mincore`, and the VMM's own part is unknown: zero.
+
+use crate::memory::GuestMemory;
+use pinfold_vmm_api::control::MemoryUse;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+const PAGE_BYTES: usize = 4096;
+const CHUNK_BYTES: usize = 16 * 1024;
+/// The text of some 60 mappings has 50 KiB; a hundred times that is no text of ours.
+const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+#[derive(Debug)]
+pub struct MemoryMeter {
+    smaps: Option<File>,
+    guest: Vec<(u64, u64)>,
+    memory: GuestMemory,
+}
+
+impl MemoryMeter {
+    pub fn new(memory: &GuestMemory) -> Self {
+        let guest = crate::memory::host_ranges(memory);
+        Self { smaps: File::open("/proc/self/smaps").ok(), guest, memory: memory.clone() }
+    }
+
+    pub fn measure(&self) -> MemoryUse {
+        let from_smaps = self.smaps.as_ref().and_then(|file| read_all(file).ok());
+        match from_smaps {
+            Some(text) if !text.is_empty() => sum(&String::from_utf8_lossy(&text), &self.guest),
+            _ => MemoryUse { guest_resident_bytes: self.resident(), ..MemoryUse::default() },
+        }
+    }
+
+    fn resident(&self) -> u64 {
+        let mut pages = 0;
+        for region in self.memory.iter() {
+            let mut map = vec![0u8; (region.len() as usize).div_ceil(PAGE_BYTES)];
+            // SAFETY: the region is mapped, and `map` has a byte for each of its pages.
+            let result = unsafe { libc::mincore(region.as_ptr().cast(), region.size(), map.as_mut_ptr()) };
+            if result == 0 {
+                pages += map.iter().filter(|page| **page & 1 != 0).count() as u64;
+            }
+        }
+        pages * PAGE_BYTES as u64
+    }
+}
+
+fn read_all(file: &File) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    while text.len() < TEXT_BYTES_MAX {
+        match file.read_at(&mut chunk, text.len() as u64)? {
+            0 => break,
+            read => text.extend_from_slice(&chunk[..read]),
+        }
+    }
+    Ok(text)
+}
+
+/// Sums a text in the form of `/proc/<pid>/smaps`.
+fn sum(text: &str, guest: &[(u64, u64)]) -> MemoryUse {
+    let mut total = MemoryUse::default();
+    let (mut in_guest, mut of_file) = (false, false);
+    for line in text.lines() {
+        if let Some((start, path)) = header(line) {
+            in_guest = guest.iter().any(|(from, to)| (*from..*to).contains(&start));
+            of_file = path.starts_with('/');
+            continue;
+        }
+        let Some((key, value)) = line.split_once(':') else { continue };
+        let bytes = || value.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) * 1024;
+        match key {
+            "Rss" if in_guest => total.guest_resident_bytes += bytes(),
+            "Rss" if of_file => total.vmm_file_bytes += bytes(),
+            "Anonymous" if !in_guest && !of_file => total.vmm_private_bytes += bytes(),
+            // copies of the binary's pages that were written to
+            "Anonymous" if of_file => {
+                total.vmm_private_bytes += bytes();
+                total.vmm_file_bytes = total.vmm_file_bytes.saturating_sub(bytes());
+            }
+            _ => {}
+        }
+    }
+    total
+}
+
+/// `start-end perms offset dev inode path` of a mapping's first line.
+fn header(line: &str) -> Option<(u64, &str)> {
+    let (range, rest) = line.split_once(' ')?;
+    let (start, end) = range.split_once('-')?;
+    u64::from_str_radix(end, 16).ok()?;
+    let path = rest.split_ascii_whitespace().nth(4).unwrap_or("");
+    Some((u64::from_str_radix(start, 16).ok()?, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestAddress};
+
+    const TEXT: &str = "\
+55d000000000-55d000100000 r-xp 00000000 08:01 42                         /bin/vmm
+Size:               1024 kB
+Rss:                 512 kB
+Anonymous:             0 kB
+55d000200000-55d000210000 rw-p 00100000 08:01 42                         /bin/vmm
+Rss:                  64 kB
+Anonymous:            16 kB
+55d001000000-55d001100000 rw-p 00000000 00:00 0                          [heap]
+Rss:                 128 kB
+Anonymous:           128 kB
+7f0000000000-7f0010000000 rw-p 00000000 00:00 0
+Rss:              102400 kB
+Anonymous:        102400 kB
+VmFlags: rd wr mr
+";
+
+    #[test]
+    fn guest_memory_the_vmm_and_its_binary_are_told_apart() {
+        let used = sum(TEXT, &[(0x7f00_0000_0000, 0x7f00_1000_0000)]);
+        assert_eq!(used.guest_resident_bytes, 102_400 * 1024);
+        assert_eq!(used.vmm_private_bytes, (128 + 16) * 1024);
+        assert_eq!(used.vmm_file_bytes, (512 + 64 - 16) * 1024);
+    }
+
+    #[test]
+    fn touched_guest_pages_are_seen_with_and_without_proc() {
+        let memory = crate::memory::allocate(96 << 20).expect("memory");
+        let mut meter = MemoryMeter::new(&memory);
+        let before = meter.measure().guest_resident_bytes;
+        for page in 0..2048u64 {
+            memory.write_obj(1u8, GuestAddress(page * 4096)).expect("in memory");
+        }
+        let measured = meter.measure();
+        assert!(measured.guest_resident_bytes >= before + 8 * 1024 * 1024, "{measured:?}");
+        assert!(measured.vmm_private_bytes > 0);
+        meter.smaps = None;
+        assert!(meter.measure().guest_resident_bytes >= 8 * 1024 * 1024);
+    }
+}

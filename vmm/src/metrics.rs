@@ -1,0 +1,53 @@
+//! Counters that all threads add to without waiting for each other.
+
+use pinfold_vmm_api::control;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    pub fn increment(&self) {
+        self.add(1);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What the machine has done so far. See [`control::Counters`] for the meaning of each.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    pub exits_pio: Count,
+    pub exits_mmio: Count,
+    pub exits_other: Count,
+    pub block: crate::devices::virtio::block::metrics::BlockMetrics,
+    pub vsock: crate::devices::virtio::vsock::metrics::VsockMetrics,
+    pub rng: crate::devices::virtio::rng::metrics::RngMetrics,
+    pub console_dropped_bytes: Count,
+    /// broken rules outside of one device's requests: buses and transports
+    pub guest_errors: Count,
+}
+
+impl Metrics {
+    pub fn snapshot(&self) -> control::Counters {
+        control::Counters {
+            exits_pio: self.exits_pio.get(),
+            exits_mmio: self.exits_mmio.get(),
+            exits_other: self.exits_other.get(),
+            block_read_bytes: self.block.read_bytes.get(),
+            block_write_bytes: self.block.write_bytes.get(),
+            vsock_connections: self.vsock.connections.get(),
+            guest_errors: self.guest_errors.get()
+                + self.block.guest_errors.get()
+                + self.vsock.guest_errors.get()
+                + self.rng.guest_errors.get(),
+            console_dropped_bytes: self.console_dropped_bytes.get(),
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The device thread: files by position, Unix sockets, epoll. It opens nothing.
+
+use super::{Rule, When};
+
+/// `FIONBIO`: how the standard library makes a socket non-blocking.
+const FIONBIO: u64 = 0x5421;
+
+pub(super) const RULES: &[Rule] = &[
+    Rule { call: libc::SYS_epoll_wait, when: &[], why: "the event loop" },
+    Rule { call: libc::SYS_epoll_pwait, when: &[], why: "the event loop, as some C libraries call it" },
+    Rule { call: libc::SYS_epoll_ctl, when: &[], why: "connections come and go" },
+    Rule { call: libc::SYS_read, when: &[], why: "eventfds, signalfd, timerfd, sockets" },
+    Rule { call: libc::SYS_pread64, when: &[], why: "smaps" },
+    Rule { call: libc::SYS_preadv, when: &[], why: "disk reads into guest memory" },
+    Rule { call: libc::SYS_pwritev, when: &[], why: "disk writes from guest memory" },
+    Rule { call: libc::SYS_pwrite64, when: &[], why: "the console ring; the exit record" },
+    Rule { call: libc::SYS_fdatasync, when: &[], why: "disk flushes" },
+    Rule { call: libc::SYS_mincore, when: &[], why: "resident guest memory, where there is no /proc" },
+    Rule { call: libc::SYS_getrandom, when: &[], why: "the entropy device" },
+    Rule { call: libc::SYS_accept4, when: &[], why: "control and vsock connections of the host" },
+    Rule {
+        call: libc::SYS_socket,
+        when: &[When::Is { argument: 0, value: libc::AF_UNIX as u64 }],
+        why: "a guest connects to a port of the host, which is a Unix socket",
+    },
+    Rule { call: libc::SYS_connect, when: &[], why: "the same" },
+    Rule { call: libc::SYS_recvfrom, when: &[], why: "control and vsock connections" },
+    Rule { call: libc::SYS_sendto, when: &[], why: "control and vsock connections" },
+    Rule { call: libc::SYS_shutdown, when: &[], why: "half-closed vsock connections" },
+    Rule {
+        call: libc::SYS_ioctl,
+        when: &[When::Is { argument: 1, value: FIONBIO }],
+        why: "accepted and connected sockets are non-blocking",
+    },
+    Rule { call: libc::SYS_timerfd_settime, when: &[], why: "deadlines of vsock connections" },
+    Rule { call: libc::SYS_close, when: &[], why: "connections that ended" },
+];
