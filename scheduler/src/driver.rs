@@ -1,0 +1,230 @@
+//! The owner of the engine: inbox -> step -> commit -> effects, and the timers.
+//!
+//! ```text
+//!   inbox --(what is waiting, at most a batch)--> step, step, step --> commit --> view, answers, commands
+//!     ^                                                                  |
+//!     '---- waits meanwhile: the next batch, the next commit <-----------'
+//! ```
+//!
+//! Invariant: nothing that a step asks for is done before all changes of its batch are durable. When a commit fails the
+//! engine is ahead of the store: the callers of that batch are told, and the process ends, to begin again from the store.
+
+use crate::config::DriverConfig;
+use crate::effects::{Executor, Pending};
+use crate::store::writer::Writer;
+use anyhow::Context;
+use pinfold_domain::{
+    Cause, Millis, Node, NodeId, Reason, RequestId, Sandbox, SandboxId, SandboxSpec, TenantId, Timestamp,
+};
+use pinfold_engine::{CallId, Change, Effect, Engine, Event, Rejection};
+use pinfold_service::CancellationToken;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::sync::{mpsc, oneshot};
+
+/// What a call is answered with.
+pub type Answer = Result<Box<Sandbox>, Rejection>;
+
+/// What the driver takes in.
+pub enum Input {
+    /// an event that is answered
+    Call { call: CallId, event: Event, answer: oneshot::Sender<Answer> },
+    /// an event that is not
+    Event(Event),
+    /// nodes in the order of their names
+    ListNodes { after: Option<NodeId>, limit: usize, answer: oneshot::Sender<Vec<Node>> },
+}
+
+/// Puts things into the inbox. Cheap to clone.
+#[derive(Clone)]
+pub struct DriverHandle {
+    inbox: mpsc::Sender<Input>,
+    next_call: Arc<AtomicU64>,
+    wait: Duration,
+}
+
+impl DriverHandle {
+    pub async fn create(
+        &self,
+        tenant: TenantId,
+        request_id: RequestId,
+        spec: SandboxSpec,
+    ) -> Result<Box<Sandbox>, Rejection> {
+        let sandbox_id = SandboxId(uuid::Uuid::now_v7());
+        let spec = Box::new(spec);
+        self.call(|call| Event::Create { call, tenant, request_id, sandbox_id, spec }).await
+    }
+
+    pub async fn stop(&self, request_id: RequestId, sandbox_id: SandboxId, grace: Millis) -> Answer {
+        self.call(|call| Event::Stop { call, request_id, sandbox_id, grace }).await
+    }
+
+    pub async fn delete(&self, request_id: RequestId, sandbox_id: SandboxId) -> Answer {
+        self.call(|call| Event::Delete { call, request_id, sandbox_id }).await
+    }
+
+    pub async fn list_nodes(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<Node>, Cause> {
+        let (answer, nodes) = oneshot::channel();
+        self.put(Input::ListNodes { after, limit, answer }).await?;
+        nodes.await.map_err(|_| gone())
+    }
+
+    /// For what nodes say: waits for room as long as it takes, so that a node is slowed down and nothing is lost.
+    pub async fn tell(&self, event: Event) -> Result<(), Cause> {
+        self.inbox.send(Input::Event(event)).await.map_err(|_| gone())
+    }
+
+    /// For what may be lost when the inbox is full.
+    pub fn hint(&self, event: Event) {
+        let _ = self.inbox.try_send(Input::Event(event));
+    }
+
+    async fn call(&self, event: impl FnOnce(CallId) -> Event) -> Answer {
+        let call = CallId(self.next_call.fetch_add(1, Ordering::Relaxed));
+        let (answer, outcome) = oneshot::channel();
+        let rejected = |cause| Rejection { cause, explanation: None };
+        self.put(Input::Call { call, event: event(call), answer }).await.map_err(rejected)?;
+        outcome.await.map_err(|_| rejected(gone()))?
+    }
+
+    async fn put(&self, input: Input) -> Result<(), Cause> {
+        self.inbox.send_timeout(input, self.wait).await.map_err(|error| match error {
+            SendTimeoutError::Closed(_) => gone(),
+            SendTimeoutError::Timeout(_) => {
+                let message = format!(
+                    "{} calls wait for the scheduler, which is its limit: try again later",
+                    self.inbox.max_capacity()
+                );
+                Cause::new(Reason::QueueFull, message)
+            }
+        })
+    }
+}
+
+fn gone() -> Cause {
+    Cause::new(Reason::StoreUnavailable, "the scheduler is shutting down")
+}
+
+/// The engine and all that carries out what it asks for.
+pub struct Driver {
+    engine: Engine,
+    inbox: mpsc::Receiver<Input>,
+    batch: usize,
+    writer: Writer,
+    executor: Executor,
+    pending: Pending,
+}
+
+impl Driver {
+    pub fn new(
+        engine: Engine,
+        config: &DriverConfig,
+        writer: Writer,
+        executor: Executor,
+    ) -> (Self, DriverHandle) {
+        let (sender, inbox) = mpsc::channel(config.inbox);
+        let handle = DriverHandle {
+            inbox: sender,
+            next_call: Arc::new(AtomicU64::new(1)),
+            wait: Duration::from_millis(config.inbox_wait_ms),
+        };
+        let pending = Pending::default();
+        (Self { engine, inbox, batch: config.batch, writer, executor, pending }, handle)
+    }
+
+    /// Until `stop` is cancelled; what waits in the inbox then is still done.
+    pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let mut inputs = Vec::with_capacity(self.batch);
+        loop {
+            let tick = tokio::select! {
+                biased;
+                count = self.inbox.recv_many(&mut inputs, self.batch) => {
+                    if count == 0 {
+                        return Ok(());
+                    }
+                    false
+                }
+                () = sleep_until(self.engine.next_deadline()) => true,
+                () = stop.cancelled(), if !self.inbox.is_closed() => {
+                    self.inbox.close();
+                    continue;
+                }
+            };
+            self.turn(&mut inputs, tick).await?;
+        }
+    }
+
+    /// One batch: steps, one commit, effects.
+    async fn turn(&mut self, inputs: &mut Vec<Input>, tick: bool) -> anyhow::Result<()> {
+        let mut effects = Vec::new();
+        let due = |engine: &Engine, now| engine.next_deadline().is_some_and(|deadline| deadline <= now);
+        for input in inputs.drain(..) {
+            effects.extend(self.take(input));
+        }
+        // timers must not starve behind a full inbox
+        let now = now();
+        if tick || due(&self.engine, now) {
+            effects.extend(self.engine.step(now, Event::Tick));
+        }
+        let (changes, actions) = split(effects);
+        let changes: Arc<[Change]> = changes.into();
+        if !changes.is_empty()
+            && let Err(error) = self.writer.commit(Arc::clone(&changes)).await
+        {
+            let cause =
+                Cause::new(Reason::StoreUnavailable, "the store cannot be written: nothing was accepted");
+            self.pending.reject_all(&cause);
+            return Err(error)
+                .context("a commit failed, the store is ahead of no one: ending to begin again from it");
+        }
+        self.executor.carry_out(&changes, actions, &mut self.pending);
+        Ok(())
+    }
+
+    fn take(&mut self, input: Input) -> Vec<Effect> {
+        match input {
+            Input::Event(event) => self.engine.step(now(), event),
+            Input::Call { call, event, answer } => {
+                self.pending.add(call, answer);
+                self.engine.step(now(), event)
+            }
+            Input::ListNodes { after, limit, answer } => {
+                let behind = |node: &Node| after.as_ref().is_none_or(|after| node.id > *after);
+                // whoever asked may be gone
+                let _ = answer.send(self.engine.nodes().filter(behind).take(limit).collect());
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// Changes, and all the rest in its order.
+fn split(effects: Vec<Effect>) -> (Vec<Change>, Vec<Effect>) {
+    let mut changes = Vec::new();
+    let mut actions = Vec::new();
+    for effect in effects {
+        match effect {
+            Effect::Persist(change) => changes.push(change),
+            other => actions.push(other),
+        }
+    }
+    (changes, actions)
+}
+
+/// The one place where the scheduler asks what time it is. The engine copes with a clock that goes back.
+pub fn now() -> Timestamp {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+}
+
+async fn sleep_until(deadline: Option<Timestamp>) {
+    match deadline {
+        // 1 ms more: the timer may fire early in its millisecond, and then the engine would be asked in vain
+        Some(deadline) => {
+            tokio::time::sleep(Duration::from_millis(deadline.since(now()).0.saturating_add(1))).await
+        }
+        None => std::future::pending().await,
+    }
+}
