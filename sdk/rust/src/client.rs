@@ -205,6 +205,11 @@ impl Client {
         Watch::new(self.clone(), Revision(0), Some(id))
     }
 
+    /// Changes of one sandbox after `from` (0: its present state, then its changes).
+    pub fn watch_one_from(&self, id: SandboxId, from: Revision) -> Watch {
+        Watch::new(self.clone(), from, Some(id))
+    }
+
     /// Waits until the sandbox runs. One that ends instead is [`Error::Ended`] with its cause.
     pub async fn wait_running(&self, id: SandboxId, limit: Duration) -> Result<Sandbox, Error> {
         let found = self.wait(id, limit, "a running sandbox", |event| match event.sandbox.phase {
