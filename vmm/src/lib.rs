@@ -19,6 +19,7 @@ pub mod machine;
 pub mod memory;
 pub mod memory_use;
 pub mod metrics;
+pub mod probe;
 pub mod record;
 pub mod seccomp;
 pub mod signals;

@@ -9,6 +9,7 @@ use pinfold_vmm_api::control::{ExitReason, ExitRecord};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{FromRawFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -30,12 +31,19 @@ enum Command {
         #[arg(long, value_name = "N")]
         config_fd: RawFd,
     },
+    /// Say as JSON whether this machine can run microVMs, and what to do if not
+    Probe {
+        /// The KVM device
+        #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
+        kvm: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
     let began = Instant::now();
     let result = match Cli::parse().command {
         Command::Run { config_fd } => run(config_fd, began),
+        Command::Probe { kvm } => probe(&kvm),
     };
     match result {
         Ok(code) => code,
@@ -44,6 +52,12 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// The exit code says that the question was answered, not what the answer is.
+fn probe(kvm: &Path) -> anyhow::Result<ExitCode> {
+    println!("{}", serde_json::to_string_pretty(&pinfold_vmm::probe::probe(kvm))?);
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the machine and ends the process. Returns only when there is no exit file to write to.
