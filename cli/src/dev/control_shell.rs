@@ -62,14 +62,21 @@ impl ControlShell {
         // another process may have used small numbers on this node
         let id = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut stream = connect(&self.socket).await?;
-        // an empty line first, should an earlier client have left half of one; then a marker, so that what is left of
-        // the answers to others ends before ours begins
-        stream.write_all(format!("\n{id}a :\n{id}b {command}\n").as_bytes()).await?;
         let mut received = Vec::new();
-        let (_, rest) = until(&mut stream, received, &format!("{id}a")).await?;
-        received = rest;
-        let (answer, _) = until(&mut stream, received, &format!("{id}b")).await?;
-        Ok(answer)
+        for attempt in 0_u32.. {
+            // an empty line first, should an earlier client have left half of one; then a request that does nothing:
+            // what is left of the answers to others ends before its own. Just after the node's start nobody may read
+            // yet, so it is sent again; whoever called has set a limit.
+            let marker = format!("{id}-{attempt}");
+            stream.write_all(format!("\n{marker} :\n").as_bytes()).await?;
+            let answered = until(&mut stream, Vec::new(), &marker);
+            if let Ok(answered) = tokio::time::timeout(Duration::from_secs(2), answered).await {
+                received = answered?.1;
+                break;
+            }
+        }
+        stream.write_all(format!("{id} {command}\n").as_bytes()).await?;
+        Ok(until(&mut stream, received, &id).await?.0)
     }
 }
 
