@@ -3,8 +3,12 @@
 //! - `pinfold-guest: <text>`: for people
 //! - `pinfold-guest: fatal: <code>: <why>`: the guest ends now; the codes are [`Fatal`]'s
 
+use nix::sys::termios::tcdrain;
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use std::fmt;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 
 /// Why a guest cannot go on. Its code tells the host whose fault it is.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +29,23 @@ impl Fatal {
     pub fn internal<E: fmt::Display>(act: &'static str) -> impl FnOnce(E) -> Self {
         move |error| Self::Internal(format!("{act}: {error}"))
     }
+}
+
+/// Makes `/dev/console` this process's stdout and stderr, and nothing its stdin.
+pub fn attach() {
+    if let Ok(console) = OpenOptions::new().write(true).custom_flags(libc::O_NOCTTY).open("/dev/console") {
+        // a console that cannot be had is no reason to stop
+        let _ = dup2_stdout(&console);
+        let _ = dup2_stderr(&console);
+    }
+    if let Ok(nothing) = File::open("/dev/null") {
+        let _ = dup2_stdin(&nothing);
+    }
+}
+
+/// Waits until all that was said has left the machine: a reset would swallow it.
+pub fn drain() {
+    let _ = tcdrain(std::io::stderr());
 }
 
 /// Writes one line. A console that cannot be written is no reason to stop.

@@ -8,9 +8,12 @@ use crate::agent::{Agent, Phase, Role, limits};
 use crate::console;
 use nix::sys::reboot::{RebootMode, reboot};
 use pinfold_domain::{Cause, Reason};
+use std::fs;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
+
+const POWER_OFF_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Ends the workload and brings its files to the disk. `grace` is between SIGTERM and SIGKILL.
 pub async fn stop_workload(agent: Arc<Agent>, grace: Duration) -> Result<(), Cause> {
@@ -44,16 +47,31 @@ async fn emptied_within(agent: &Agent, time: Duration) -> bool {
     tokio::time::timeout(time, emptied).await.is_ok()
 }
 
-/// Ends the machine. ACPI power-off where the VMM has it; a kernel without it halts or returns, so a reset follows, which
-/// every VMM of Pinfold takes as an end too.
+/// Ends the machine: by ACPI power-off where the firmware has it, else by reset, which every VMM of Pinfold takes as an end
+/// too. A kernel that is asked for a power-off that it cannot do stops all processors for ever, so it is asked only where it
+/// can.
 pub fn power_off() -> ! {
-    thread::spawn(|| reboot(RebootMode::RB_POWER_OFF));
-    thread::sleep(Duration::from_secs(1));
+    console::drain();
+    if has_soft_off() {
+        // where the VMM does not heed it, the call does not come back to its thread, and the reset follows
+        let asked = thread::Builder::new().spawn(|| reboot(RebootMode::RB_POWER_OFF));
+        if asked.is_ok() {
+            thread::sleep(POWER_OFF_PATIENCE);
+        }
+    }
     reset()
+}
+
+/// Whether the firmware describes the soft-off state: ACPI specification 6.5, section 7.4.2.6 (`_S5_`).
+fn has_soft_off() -> bool {
+    let name = b"_S5_";
+    fs::read("/sys/firmware/acpi/tables/DSDT")
+        .is_ok_and(|table| table.windows(name.len()).any(|bytes| bytes == name))
 }
 
 /// Ends the machine at once.
 pub fn reset() -> ! {
+    console::drain();
     let Err(error) = reboot(RebootMode::RB_AUTOBOOT);
     console::say(format_args!("cannot reset: {error}"));
     // the end of PID 1 is a kernel panic, which `panic=` on the kernel's command line turns into a reset
