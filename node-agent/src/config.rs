@@ -1,0 +1,244 @@
+//! Configuration of the node agent. Keys of the TOML file, environment (`PINFOLD_NODE_AGENT_<KEY>`) and flags have the
+//! same names, with `-` for `_` in flags.
+
+use pinfold_domain::{NodeId, Resources, spec};
+use pinfold_service::config::{BadValue, Config, ConfigArgs, in_range};
+use pinfold_service::logs::LogConfig;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// `sockaddr_un` has room for 107 bytes; the longest socket path below the state directory is
+/// `/sandboxes/<36 bytes of id>/jail/v.sock_1025`.
+const MAX_STATE_DIR_BYTES: usize = 43;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentConfig {
+    /// name of this node: a DNS label
+    pub node_id: String,
+    /// `http://HOST:PORT` of the scheduler's listener for nodes
+    pub scheduler: String,
+    /// records, disks and sockets of sandboxes
+    pub state_dir: PathBuf,
+    /// images and kernels; `None`: `<state_dir>/images`
+    pub images_dir: Option<PathBuf>,
+    pub labels: BTreeMap<String, String>,
+    /// failure domain; may be empty
+    pub zone: String,
+    /// cgroup v2 directory that holds one directory for each sandbox
+    pub cgroup_root: PathBuf,
+    pub vmm: PathBuf,
+    pub jailer: PathBuf,
+    /// what sandboxes may take in all; `None`: derived from the machine
+    pub cpu_millis: Option<u64>,
+    pub memory_bytes: Option<u64>,
+    pub disk_bytes: Option<u64>,
+    pub pids: Option<u64>,
+    /// sandboxes run as uid and gid `uid_base` to `uid_base + uid_count - 1`, each as its own
+    pub uid_base: u32,
+    pub uid_count: u32,
+    /// guest streams (exec, files, logs) at once
+    pub max_relays: usize,
+    /// end all sandboxes when the agent is told to end; otherwise they go on and the next agent adopts them
+    pub stop_on_exit: bool,
+    pub log: LogConfig,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            node_id: String::new(),
+            scheduler: "http://127.0.0.1:7420".to_owned(),
+            state_dir: PathBuf::from("/var/lib/pinfold"),
+            images_dir: None,
+            labels: BTreeMap::new(),
+            zone: String::new(),
+            cgroup_root: PathBuf::from("/sys/fs/cgroup/pinfold"),
+            vmm: PathBuf::from("/usr/bin/pinfold-vmm"),
+            jailer: PathBuf::from("/usr/bin/pinfold-jailer"),
+            cpu_millis: None,
+            memory_bytes: None,
+            disk_bytes: None,
+            pids: None,
+            uid_base: 100_000,
+            uid_count: 10_000,
+            max_relays: 256,
+            stop_on_exit: false,
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl AgentConfig {
+    pub fn images_dir(&self) -> PathBuf {
+        self.images_dir.clone().unwrap_or_else(|| self.state_dir.join("images"))
+    }
+
+    /// What the operator gave, the rest from `machine`.
+    pub fn allocatable(&self, machine: Resources) -> Resources {
+        Resources {
+            cpu_millis: self.cpu_millis.unwrap_or(machine.cpu_millis),
+            memory_bytes: self.memory_bytes.unwrap_or(machine.memory_bytes),
+            disk_bytes: self.disk_bytes.unwrap_or(machine.disk_bytes),
+            pids: self.pids.unwrap_or(machine.pids),
+        }
+    }
+}
+
+impl Config for AgentConfig {
+    const ENV_PREFIX: &'static str = "PINFOLD_NODE_AGENT_";
+
+    fn check(&self) -> Result<(), BadValue> {
+        self.node_id
+            .parse::<NodeId>()
+            .map_err(|error| BadValue::new("node_id", &self.node_id, error.to_string()))?;
+        if !self.scheduler.starts_with("http://") || self.scheduler.parse::<tonic::transport::Uri>().is_err()
+        {
+            return Err(BadValue::new("scheduler", &self.scheduler, "it has the form http://HOST:PORT"));
+        }
+        for (field, path) in [
+            ("state_dir", &self.state_dir),
+            ("cgroup_root", &self.cgroup_root),
+            ("vmm", &self.vmm),
+            ("jailer", &self.jailer),
+        ] {
+            absolute(field, path)?;
+        }
+        let length = self.state_dir.as_os_str().len();
+        in_range("state_dir length", length, 1, MAX_STATE_DIR_BYTES)?;
+        spec::check_labels("labels", &self.labels)
+            .map_err(|error| BadValue::new("labels", self.labels.len(), error.to_string()))?;
+        in_range("uid_base", self.uid_base, 1000, u32::MAX / 2)?;
+        in_range("uid_count", self.uid_count, 1, 1_000_000)?;
+        in_range("max_relays", self.max_relays, 1, 10_000)
+    }
+}
+
+fn absolute(field: &'static str, path: &Path) -> Result<(), BadValue> {
+    if path.is_absolute() {
+        Ok(())
+    } else {
+        Err(BadValue::new(field, path.display(), "it must be an absolute path"))
+    }
+}
+
+/// Flags of `pinfold-node-agent run`.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// The keys of [`AgentConfig`] as flags.
+#[derive(Debug, Clone, Default, Serialize, clap::Args)]
+pub struct Flags {
+    /// Name of this node (a DNS label)
+    #[arg(long)]
+    pub node_id: Option<String>,
+    /// http://HOST:PORT of the scheduler's listener for nodes
+    #[arg(long)]
+    pub scheduler: Option<String>,
+    #[arg(long)]
+    pub state_dir: Option<PathBuf>,
+    #[arg(long)]
+    pub images_dir: Option<PathBuf>,
+    /// Label of this node; may be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    #[serde(serialize_with = "label_map", rename = "labels")]
+    pub labels: Vec<(String, String)>,
+    #[arg(long)]
+    pub zone: Option<String>,
+    #[arg(long)]
+    pub cgroup_root: Option<PathBuf>,
+    #[arg(long)]
+    pub vmm: Option<PathBuf>,
+    #[arg(long)]
+    pub jailer: Option<PathBuf>,
+    #[arg(long)]
+    pub cpu_millis: Option<u64>,
+    #[arg(long)]
+    pub memory_bytes: Option<u64>,
+    #[arg(long)]
+    pub disk_bytes: Option<u64>,
+    #[arg(long)]
+    pub pids: Option<u64>,
+    #[arg(long)]
+    pub uid_base: Option<u32>,
+    #[arg(long)]
+    pub uid_count: Option<u32>,
+    #[arg(long)]
+    pub max_relays: Option<usize>,
+    /// End all sandboxes when the agent is told to end
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub stop_on_exit: Option<bool>,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} has no `=`"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// No label given leaves the configured ones alone.
+fn label_map<S: serde::Serializer>(labels: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    if labels.is_empty() {
+        return serializer.serialize_none();
+    }
+    serializer.collect_map(labels.iter().map(|(key, value)| (key, value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use pinfold_service::config::load;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn from_flags(flags: &[&str]) -> Result<AgentConfig, String> {
+        let line = Line::try_parse_from(std::iter::once(&"agent").chain(flags)).map_err(|e| e.to_string())?;
+        load(line.run.config.config.as_deref(), &line.run.flags)
+            .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
+    }
+
+    #[test]
+    fn flags_become_a_config() {
+        let flags = ["--node-id", "n1", "--label", "disk=fast", "--label", "gpu=", "--stop-on-exit"];
+        let config = from_flags(&flags).unwrap();
+        assert_eq!(config.node_id, "n1");
+        assert_eq!(config.labels.get("disk").map(String::as_str), Some("fast"));
+        assert_eq!(config.labels.len(), 2);
+        assert!(config.stop_on_exit);
+        assert_eq!(config.images_dir(), PathBuf::from("/var/lib/pinfold/images"));
+    }
+
+    #[test]
+    fn labels_of_a_file_stay_when_no_flag_is_given() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "node_id = \"n2\"\n[labels]\nzone = \"a\"\n").unwrap();
+        let config = from_flags(&["--config", file.path().to_str().unwrap()]).unwrap();
+        assert_eq!((config.node_id.as_str(), config.labels.len()), ("n2", 1));
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        for (flags, field) in [
+            (&["--node-id", "Upper"][..], "node_id"),
+            (&["--node-id", "n", "--scheduler", "127.0.0.1:1"], "scheduler"),
+            (&["--node-id", "n", "--vmm", "pinfold-vmm"], "vmm"),
+            (&["--node-id", "n", "--uid-base", "0"], "uid_base"),
+            (&["--node-id", "n", "--label", "a b=c"], "labels"),
+            (&["--node-id", "n", "--state-dir", &format!("/{}", "s".repeat(60))], "state_dir"),
+        ] {
+            let error = from_flags(flags).unwrap_err();
+            assert!(error.contains(field), "{field}: {error}");
+        }
+        assert!(from_flags(&["--node-id", "n", "--label", "x"]).unwrap_err().contains("no `=`"));
+    }
+}

@@ -1,0 +1,101 @@
+//! The real [`Machines`].
+
+use super::launch::{self, Programs};
+use super::process::Process;
+use super::{ControlError, Exit, LaunchError, LaunchPlan, Machine, Machines, ProcessRecord, control};
+use crate::host::paths::SandboxPaths;
+use crate::host::{Act, HostError};
+use futures::future::BoxFuture;
+use pinfold_domain::SandboxId;
+use pinfold_vmm_api::control::{ExitRecord, Request, Response, Status};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Longest exit record that is read: a message and some counters.
+const MAX_EXIT_BYTES: u64 = 64 * 1024;
+
+#[derive(Debug)]
+pub struct LinuxMachines {
+    programs: Programs,
+}
+
+impl LinuxMachines {
+    pub fn new(programs: Programs) -> Self {
+        Self { programs }
+    }
+}
+
+impl Machines for LinuxMachines {
+    fn launch(&self, plan: LaunchPlan) -> BoxFuture<'_, Result<Arc<dyn Machine>, LaunchError>> {
+        Box::pin(async move {
+            let pid = launch::start(&self.programs, &plan).await?;
+            let opened = Process::open_new(pid, &plan.cgroup).act(|| format!("watch process {pid}"))?;
+            let process = opened.ok_or_else(|| LaunchError::Ended(self.ended(&plan.paths)))?;
+            let machine: Arc<dyn Machine> = Arc::new(LinuxMachine { process, paths: plan.paths });
+            Ok(machine)
+        })
+    }
+
+    fn attach(
+        &self,
+        id: SandboxId,
+        paths: &SandboxPaths,
+        process: ProcessRecord,
+    ) -> Result<Option<Arc<dyn Machine>>, HostError> {
+        let process = Process::open_known(process).act(|| format!("watch the VMM of {id}"))?;
+        Ok(process.map(|process| {
+            let machine: Arc<dyn Machine> = Arc::new(LinuxMachine { process, paths: paths.clone() });
+            machine
+        }))
+    }
+
+    fn ended(&self, paths: &SandboxPaths) -> Exit {
+        Exit { record: exit_record(&paths.exit()), signal: None }
+    }
+}
+
+#[derive(Debug)]
+struct LinuxMachine {
+    process: Process,
+    paths: SandboxPaths,
+}
+
+impl Machine for LinuxMachine {
+    fn process(&self) -> ProcessRecord {
+        self.process.record()
+    }
+
+    fn status(&self) -> BoxFuture<'_, Result<Status, ControlError>> {
+        Box::pin(async move {
+            match control::ask(&self.paths.control(), &Request::Status).await? {
+                Response::Status(status) => Ok(status),
+                other => Err(ControlError::Protocol(format!("{other:?} to a request for the status"))),
+            }
+        })
+    }
+
+    fn kill(&self) -> BoxFuture<'_, Result<(), ControlError>> {
+        Box::pin(async move {
+            match control::ask(&self.paths.control(), &Request::Kill).await? {
+                Response::Killed => Ok(()),
+                other => Err(ControlError::Protocol(format!("{other:?} to a kill"))),
+            }
+        })
+    }
+
+    fn exited(&self) -> BoxFuture<'_, Exit> {
+        Box::pin(async move {
+            let signal = self.process.exited().await;
+            Exit { record: exit_record(&self.paths.exit()), signal }
+        })
+    }
+}
+
+/// The VMM writes it; a file that does not parse is no record.
+fn exit_record(path: &Path) -> Option<ExitRecord> {
+    let mut text = Vec::new();
+    File::open(path).ok()?.take(MAX_EXIT_BYTES).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}

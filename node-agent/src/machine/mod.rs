@@ -1,0 +1,97 @@
+//! The VMM process as the agent sees it: started through the jailer, known by a pidfd, asked over its control socket.
+//!
+//! A [`Machine`] outlives the agent. The next agent attaches to it by its [`ProcessRecord`].
+
+pub mod control;
+pub mod ending;
+pub mod launch;
+pub mod linux;
+pub mod process;
+
+use crate::host::paths::SandboxPaths;
+use crate::host::{HostError, Kernel};
+use futures::future::BoxFuture;
+use pinfold_domain::SandboxId;
+use pinfold_vmm_api::control::{ExitRecord, Status};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Names one process over restarts of the agent: a pid alone may be another process by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessRecord {
+    /// in the agent's pid namespace
+    pub pid: u32,
+    /// clock ticks since boot (field 22 of /proc/pid/stat)
+    pub start_ticks: u64,
+}
+
+/// All that a VMM is started with.
+#[derive(Debug, Clone)]
+pub struct LaunchPlan {
+    pub id: SandboxId,
+    pub paths: SandboxPaths,
+    pub cgroup: PathBuf,
+    pub uid: u32,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    pub kernel: Kernel,
+    pub root_image: PathBuf,
+    /// RLIMIT_FSIZE
+    pub file_size_bytes: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error("the jailer says: {0}")]
+    Jail(String),
+    /// the jail held, but the VMM ended before it could be watched
+    #[error("the VMM ended at once")]
+    Ended(Exit),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("the VMM's control socket cannot be used: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("the VMM did not answer its control socket within {0} ms")]
+    Timeout(u128),
+    #[error("the VMM answered what is no answer: {0}")]
+    Protocol(String),
+}
+
+/// How a VMM ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Exit {
+    /// what it wrote before it ended; nothing when it was killed
+    pub record: Option<ExitRecord>,
+    /// the signal that ended it, where the agent is the one that is told
+    pub signal: Option<i32>,
+}
+
+pub trait Machines: Send + Sync {
+    /// Returns when the VMM runs in its jail. Cancel-safe: what a cancelled launch leaves behind is in the sandbox's
+    /// cgroup and directory.
+    fn launch(&self, plan: LaunchPlan) -> BoxFuture<'_, Result<Arc<dyn Machine>, LaunchError>>;
+    /// The machine of an earlier agent; `None` when it is gone.
+    fn attach(
+        &self,
+        id: SandboxId,
+        paths: &SandboxPaths,
+        process: ProcessRecord,
+    ) -> Result<Option<Arc<dyn Machine>>, HostError>;
+    /// How a machine that is gone had ended.
+    fn ended(&self, paths: &SandboxPaths) -> Exit;
+}
+
+pub trait Machine: Send + Sync {
+    fn process(&self) -> ProcessRecord;
+    fn status(&self) -> BoxFuture<'_, Result<Status, ControlError>>;
+    /// Asks the VMM to end at once; it may be gone already.
+    fn kill(&self) -> BoxFuture<'_, Result<(), ControlError>>;
+    /// Resolves when the process is gone; at once when it is gone already.
+    fn exited(&self) -> BoxFuture<'_, Exit>;
+}

@@ -1,0 +1,206 @@
+//! The one task that owns a sandbox. It decides; [`super::bringup`] and [`super::teardown`] act.
+//!
+//! ```text
+//!                    start limit, failure
+//!   Starting --------------------------------+
+//!      |  \ stop, time to live               |
+//!      |   +-------------+                   v
+//!      v ready           v                 (teardown) --> Failed
+//!   Running --stop,--> Stopping --> (teardown) --> Stopped
+//!      |      ttl                                    ^
+//!      +-- the machine ends --> (why?) --------------+--> Failed
+//! ```
+//!
+//! Whatever the way, the last report is sent only after teardown: a phase that is final means that nothing is left but
+//! the record and the console. When the agent itself ends, the actor lets go (`detach`) and the sandbox goes on.
+
+use super::bringup::{self, Context, Ready};
+use super::teardown;
+use crate::clock::BootTime;
+use crate::machine::Machine;
+use crate::machine::ending::{classify, in_console};
+use pinfold_domain::{Cause, Milestone, Phase, Reason};
+use pinfold_service::CancellationToken;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// From the guest's word that its workload has ended to its power-off.
+const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(5);
+/// From a kill over the control socket to the end; then its cgroup is killed.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+/// For a clean end when the time to live is over.
+const TTL_GRACE: Duration = Duration::from_secs(2);
+/// Longest grace that a stop may ask for.
+const MAX_GRACE: Duration = Duration::from_secs(300);
+
+/// An order to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    pub cause: Cause,
+    pub grace: Duration,
+}
+
+/// Where the actor begins.
+pub enum Begin {
+    /// a new assignment; `after` is cancelled when the sandbox's earlier epoch is gone
+    Assigned { after: Option<CancellationToken> },
+    /// an earlier agent brought the machine up; it was ready if `ready`
+    Adopted { machine: Arc<dyn Machine>, ready: bool },
+    /// an earlier agent brought it up, and the machine has ended since
+    Gone { cause: Cause },
+}
+
+pub struct Actor {
+    pub context: Context,
+    pub begin: Begin,
+    pub stop: watch::Receiver<Option<Stop>>,
+    /// the agent ends: let go
+    pub detach: CancellationToken,
+    /// cancelled when nothing is left
+    pub ended: CancellationToken,
+}
+
+/// How it ended, before teardown.
+enum End {
+    Final(Phase, Cause),
+    Detached,
+}
+
+impl Actor {
+    pub async fn run(mut self) {
+        let mut machine = None;
+        let begin = std::mem::replace(&mut self.begin, Begin::Assigned { after: None });
+        let end = self.live(begin, &mut machine).await;
+        let End::Final(phase, cause) = end else { return };
+        self.finish(phase, cause, machine).await;
+        self.ended.cancel();
+    }
+
+    async fn live(&mut self, begin: Begin, held: &mut Option<Arc<dyn Machine>>) -> End {
+        let started = match begin {
+            Begin::Gone { cause } => return End::Final(Phase::Failed, cause),
+            Begin::Adopted { machine, ready: true } => Ok(Ready { machine }),
+            Begin::Adopted { machine, ready: false } => {
+                *held = Some(Arc::clone(&machine));
+                let context = self.context.clone();
+                self.starting(async move { bringup::resume(&context, machine).await }).await
+            }
+            Begin::Assigned { after } => {
+                let context = self.context.clone();
+                self.starting(async move { bringup::run(&context, after).await }).await
+            }
+        };
+        let machine = match started {
+            Ok(ready) => ready.machine,
+            Err(end) => return end,
+        };
+        *held = Some(Arc::clone(&machine));
+        // an adopted sandbox may be on its way down already
+        if self.context.ledger.record().phase == Phase::Starting {
+            self.context.ledger.set_phase(Phase::Running, None);
+        }
+        self.running(&machine).await
+    }
+
+    /// Bring-up under the start limit, a stop and the time to live.
+    async fn starting(&mut self, up: impl Future<Output = Result<Ready, Cause>>) -> Result<Ready, End> {
+        let assignment = self.context.ledger.assignment();
+        let limit = Duration::from_millis(assignment.spec.start_timeout.0);
+        let deadline = assignment.assigned_at.after(limit);
+        let stopped = tokio::select! {
+            biased;
+            () = self.detach.cancelled() => return Err(End::Detached),
+            stop = ordered(&mut self.stop) => stop.cause,
+            () = tokio::time::sleep(assignment.expires_at.remaining()) => ttl_expired(),
+            () = tokio::time::sleep(deadline.remaining()) => {
+                return Err(End::Final(Phase::Failed, self.start_timeout(limit)));
+            }
+            result = up => return result.map_err(|cause| End::Final(Phase::Failed, cause)),
+        };
+        self.context.ledger.set_phase(Phase::Stopping, Some(stopped.clone()));
+        Err(End::Final(Phase::Stopped, stopped))
+    }
+
+    async fn running(&mut self, machine: &Arc<dyn Machine>) -> End {
+        let expires_at = self.context.ledger.assignment().expires_at;
+        let stop = tokio::select! {
+            biased;
+            () = self.detach.cancelled() => return End::Detached,
+            exit = machine.exited() => {
+                let cause = classify(&bringup::evidence(&self.context, exit));
+                // A guest that switches itself off has ended in order; all else is a failure.
+                let phase = if cause.reason == Reason::GuestPowerOff { Phase::Stopped } else { Phase::Failed };
+                return End::Final(phase, cause);
+            }
+            stop = ordered(&mut self.stop) => stop,
+            () = tokio::time::sleep(expires_at.remaining()) => Stop { cause: ttl_expired(), grace: TTL_GRACE },
+        };
+        self.context.ledger.set_phase(Phase::Stopping, Some(stop.cause.clone()));
+        self.stop_machine(machine, stop.grace.min(MAX_GRACE)).await;
+        End::Final(Phase::Stopped, stop.cause)
+    }
+
+    /// The guest first, then the VMM; what is left after it falls to teardown, which kills the cgroup.
+    async fn stop_machine(&self, machine: &Arc<dyn Machine>, grace: Duration) {
+        let id = self.context.ledger.assignment().id;
+        let clean = async {
+            match self.context.host.guests.shutdown(self.context.ledger.paths(), grace).await {
+                Ok(()) => drop(tokio::time::timeout(POWER_OFF_TIMEOUT, machine.exited()).await),
+                Err(error) => tracing::warn!(sandbox = %id, %error, "no clean stop, the VMM is ended"),
+            }
+        };
+        let gone = tokio::select! {
+            biased;
+            _ = machine.exited() => true,
+            () = clean => false,
+        };
+        if gone {
+            return;
+        }
+        if let Err(error) = machine.kill().await {
+            tracing::debug!(sandbox = %id, %error, "the VMM did not take a kill");
+        }
+        if tokio::time::timeout(KILL_TIMEOUT, machine.exited()).await.is_err() {
+            tracing::warn!(sandbox = %id, "the VMM does not end, its cgroup is killed");
+        }
+    }
+
+    /// Teardown, then the last report.
+    async fn finish(&self, phase: Phase, mut cause: Cause, machine: Option<Arc<dyn Machine>>) {
+        if let Err(left) = teardown::run(&self.context, machine.as_ref()).await {
+            let id = self.context.ledger.assignment().id;
+            tracing::error!(sandbox = %id, left, "a sandbox left something behind");
+            cause = Cause::new(cause.reason, format!("{} ({left})", cause.message));
+        }
+        self.context.ledger.reach(Milestone::Stopped, Some(BootTime::now()));
+        self.context.ledger.set_phase(phase, Some(cause));
+    }
+
+    /// What the guest said last may be why it was not ready.
+    fn start_timeout(&self, limit: Duration) -> Cause {
+        if let Some(cause) = in_console(&bringup::console_tail(&self.context)) {
+            return cause;
+        }
+        let record = self.context.ledger.record();
+        let reached = record.milestones.last().map_or("assigned", |(milestone, _)| milestone.as_str());
+        let message = format!("not ready within {} ms; it came as far as {reached}", limit.as_millis());
+        Cause::new(Reason::StartTimeout, message)
+    }
+}
+
+fn ttl_expired() -> Cause {
+    Cause::new(Reason::TtlExpired, "its time to live is over")
+}
+
+/// The next order to end; never, when nobody can give one any more.
+async fn ordered(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
+    let order = stop.wait_for(Option::is_some).await.ok().and_then(|order| order.clone());
+    match order {
+        Some(stop) => stop,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

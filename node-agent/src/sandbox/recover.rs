@@ -1,0 +1,118 @@
+//! What an earlier agent left: each sandbox is adopted without a restart, or its end is found out and reported.
+//!
+//! Nothing here trusts that the earlier agent ended well: a record may be missing or damaged, a machine may run without
+//! one. What cannot be attributed to a record is removed.
+
+use super::Host;
+use super::actor::{Begin, Stop};
+use super::bringup::{Context, TakenList, evidence};
+use super::record::{Changed, Ledger, Record};
+use crate::host::HostError;
+use crate::host::paths::SandboxPaths;
+use crate::machine::Exit;
+use crate::machine::ending::classify;
+use pinfold_domain::{Cause, Phase, Reason, SandboxId};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest record that is read: a spec has bounds that keep it far below.
+const MAX_RECORD_BYTES: u64 = 1024 * 1024;
+
+/// For a stop that an earlier agent had begun.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// One sandbox that was found.
+pub struct Found {
+    pub context: Context,
+    /// `None`: it had ended, and its last report waits for a Forget
+    pub begin: Option<Begin>,
+    /// an order to end that was being carried out
+    pub stop: Option<Stop>,
+}
+
+/// Looks at every directory and every cgroup of this agent.
+pub async fn run(host: &Host, changed: &Changed) -> Result<Vec<Found>, HostError> {
+    let mut found = Vec::new();
+    let mut known = BTreeSet::new();
+    for id in host.state.list()? {
+        let paths = host.state.sandbox(id);
+        match read(&paths) {
+            Ok(record) if record.assignment.id == id => {
+                known.insert(id);
+                found.push(one(host, changed, record, paths)?);
+            }
+            Ok(_) => discard(host, id, &paths, "its record is of another sandbox").await,
+            Err(error) => discard(host, id, &paths, &error).await,
+        }
+    }
+    for id in host.cgroups.list()?.difference(&known) {
+        discard(host, *id, &host.state.sandbox(*id), "a cgroup without a record").await;
+    }
+    Ok(found)
+}
+
+fn one(host: &Host, changed: &Changed, record: Record, paths: SandboxPaths) -> Result<Found, HostError> {
+    let id = record.assignment.id;
+    let machine = match record.process {
+        Some(process) if record.boot_id == *host.boot_id => host.machines.attach(id, &paths, process)?,
+        _ => None,
+    };
+    let (phase, uid, boot_id) = (record.phase, record.uid, record.boot_id.clone());
+    // How much of its grace had passed is not known, so it gets little.
+    let stop = record
+        .cause
+        .clone()
+        .filter(|_| phase == Phase::Stopping)
+        .map(|cause| Stop { cause, grace: STOP_GRACE });
+    let ledger = Arc::new(Ledger::new(record, paths, Arc::clone(changed)));
+    let taken = if phase.is_final() { TakenList::default() } else { TakenList::all(uid) };
+    let context = Context { host: host.clone(), ledger, taken };
+    if phase.is_final() {
+        return Ok(Found { context, begin: None, stop: None });
+    }
+    if let Some(uid) = uid {
+        host.uids.adopt(uid);
+    }
+    let begin = match machine {
+        Some(machine) => {
+            tracing::info!(sandbox = %id, %phase, "adopted");
+            Begin::Adopted { machine, ready: phase != Phase::Starting }
+        }
+        None => Begin::Gone { cause: gone(host, &context, &boot_id) },
+    };
+    Ok(Found { context, begin: Some(begin), stop })
+}
+
+/// Why a machine is gone that nobody watched.
+fn gone(host: &Host, context: &Context, boot_id: &str) -> Cause {
+    if *boot_id != *host.boot_id {
+        return Cause::new(Reason::VmmFailed, "the node was booted again");
+    }
+    if context.ledger.record().process.is_none() {
+        return Cause::new(Reason::VmmFailed, "the node agent ended while it was being started");
+    }
+    let exit: Exit = host.machines.ended(context.ledger.paths());
+    classify(&evidence(context, exit))
+}
+
+fn read(paths: &SandboxPaths) -> Result<Record, String> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    let file = std::fs::File::open(paths.record()).map_err(|error| format!("no record: {error}"))?;
+    file.take(MAX_RECORD_BYTES).read_to_end(&mut text).map_err(|error| format!("its record: {error}"))?;
+    serde_json::from_slice(&text).map_err(|error| format!("its record: {error}"))
+}
+
+/// Nobody knows it, so nobody can be told: the scheduler learns by its absence from the next list.
+async fn discard(host: &Host, id: SandboxId, paths: &SandboxPaths, why: &str) {
+    tracing::warn!(sandbox = %id, why, "what is left of a sandbox is removed");
+    let removed = async {
+        host.cgroups.kill(id)?;
+        host.cgroups.remove(id).await?;
+        paths.remove()
+    };
+    if let Err(error) = removed.await {
+        tracing::error!(sandbox = %id, error = error.sentence(), "it cannot be removed");
+    }
+}
