@@ -45,8 +45,10 @@ pub mod limits {
     pub const KILL: Duration = Duration::from_secs(5);
     /// longest grace that a shutdown may ask for
     pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(300);
-    /// for the answer to a shutdown to leave the guest
+    /// for the streams that are open at a shutdown to end
     pub const FAREWELL: Duration = Duration::from_millis(500);
+    /// for what was written to leave the machine before it ends
+    pub const LINGER: Duration = Duration::from_millis(100);
 }
 
 /// Whether this process is the guest's init, or only serves the same calls on a machine that is not its own.

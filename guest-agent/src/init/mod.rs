@@ -17,12 +17,13 @@ mod modules;
 mod mounts;
 mod root;
 
-use crate::agent::{Agent, Role};
+use crate::agent::{Agent, Role, limits};
 use crate::console::{self, Fatal};
 use crate::{server, shutdown, tasks};
 use pinfold_proto::limits::GUEST_PORT;
 use std::os::fd::OwnedFd;
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+use tokio_stream::StreamExt;
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
 
 /// Never returns: the guest ends with it.
 pub fn main() -> ! {
@@ -68,8 +69,17 @@ fn run() -> Result<OwnedFd, Fatal> {
             .map_err(Fatal::internal("cannot start the reaper and the workers"))?;
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, GUEST_PORT))
             .map_err(Fatal::internal("cannot listen on vsock"))?;
+        // a kernel with vsock loopback would let any user of the guest ask the agent to be root
+        let from_host = listener.incoming().filter(|accepted| {
+            accepted
+                .as_ref()
+                .is_ok_and(|stream| stream.peer_addr().is_ok_and(|peer| peer.cid() == VMADDR_CID_HOST))
+        });
         tasks::spawn("hello", hello::say());
-        server::serve(agent, listener.incoming()).await.map_err(Fatal::internal("cannot serve"))
+        server::serve(agent, from_host).await.map_err(Fatal::internal("cannot serve"))?;
+        // the last answer is in the kernel's hands; the host must have it before the machine ends
+        tokio::time::sleep(limits::LINGER).await;
+        Ok(())
     })?;
     Ok(disk)
 }
