@@ -27,6 +27,7 @@ use pinfold_vmm_api::config::limits;
 use pinfold_vmm_api::console::Writer;
 use pinfold_vmm_api::control::{ExitReason, StartTiming};
 use pinfold_vmm_api::{MachineConfig, MachineConfigError};
+use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
@@ -90,8 +91,13 @@ fn kvm(act: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
     move |source| BuildError::Kvm { act, source }
 }
 
-/// Builds the machine. `began` is when the process did.
-pub fn build(config: &MachineConfig, descriptors: Descriptors, began: Instant) -> Result<Machine, BuildError> {
+/// Builds the machine. `smaps`: the process's own, if there is one; `began`: when the process did.
+pub fn build(
+    config: &MachineConfig,
+    descriptors: Descriptors,
+    smaps: Option<File>,
+    began: Instant,
+) -> Result<Machine, BuildError> {
     let mut timing = StartTiming::default();
     config.validate()?;
     let signals = signals::Signals::block().map_err(host("block signals"))?;
@@ -136,7 +142,7 @@ pub fn build(config: &MachineConfig, descriptors: Descriptors, began: Instant) -
     let filters = if config.without_seccomp { None } else { Some((seccomp::devices()?, seccomp::vcpu()?)) };
     timing.devices_ready_us = micros_since(began);
     let shared = Shared {
-        meter: MemoryMeter::new(&memory),
+        meter: MemoryMeter::new(smaps, &memory),
         ring: Writer::create(descriptors.console).map_err(host("set up the console ring"))?,
         console,
         ending,
@@ -188,7 +194,7 @@ fn attach_serial(vm: &VmFd, console: ConsoleBuffer) -> Result<SerialPort, BuildE
 /// In the order in which the guest finds them: disks, sockets, entropy.
 fn make_devices(
     config: &MachineConfig,
-    disks: Vec<std::fs::File>,
+    disks: Vec<File>,
     vsock: Option<std::os::unix::net::UnixListener>,
     metrics: &Arc<Metrics>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {

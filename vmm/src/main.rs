@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use pinfold_vmm::descriptors::{self, Descriptors};
-use pinfold_vmm::{builder, record};
+use pinfold_vmm::{builder, memory_use, record};
 use pinfold_vmm_api::MachineConfig;
 use pinfold_vmm_api::control::{ExitReason, ExitRecord};
 use std::fs::File;
@@ -30,6 +30,9 @@ enum Command {
         /// Descriptor from which the config is read as JSON
         #[arg(long, value_name = "N")]
         config_fd: RawFd,
+        /// Descriptor of a directory with a procfs, where the jail has none; closed before the guest runs
+        #[arg(long, value_name = "N")]
+        proc_fd: Option<RawFd>,
     },
     /// Say as JSON whether this machine can run microVMs, and what to do if not
     Probe {
@@ -42,7 +45,7 @@ enum Command {
 fn main() -> ExitCode {
     let began = Instant::now();
     let result = match Cli::parse().command {
-        Command::Run { config_fd } => run(config_fd, began),
+        Command::Run { config_fd, proc_fd } => run(config_fd, proc_fd, began),
         Command::Probe { kvm } => probe(&kvm),
     };
     match result {
@@ -61,12 +64,13 @@ fn probe(kvm: &Path) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs the machine and ends the process. Returns only when there is no exit file to write to.
-fn run(config_fd: RawFd, began: Instant) -> anyhow::Result<ExitCode> {
+fn run(config_fd: RawFd, proc_fd: Option<RawFd>, began: Instant) -> anyhow::Result<ExitCode> {
     let config = read_config(config_fd)?;
     // SAFETY: nothing in this process has used the descriptors of the config yet.
     let exit = unsafe { descriptors::take_exit(&config) }?;
     die_with_a_record(&exit)?;
-    let record = match machine(&config, began) {
+    let smaps = memory_use::open_smaps(proc_fd);
+    let record = match machine(&config, smaps, began) {
         Ok(machine) => machine.run(),
         Err(error) => ExitRecord {
             reason: error.reason(),
@@ -81,11 +85,15 @@ fn run(config_fd: RawFd, began: Instant) -> anyhow::Result<ExitCode> {
     leave(i32::from(written.is_err()))
 }
 
-fn machine(config: &MachineConfig, began: Instant) -> Result<pinfold_vmm::machine::Machine, builder::BuildError> {
+fn machine(
+    config: &MachineConfig,
+    smaps: Option<File>,
+    began: Instant,
+) -> Result<pinfold_vmm::machine::Machine, builder::BuildError> {
     config.validate()?;
     // SAFETY: nothing in this process has used the descriptors of the config yet, but for the exit record's.
     let descriptors = unsafe { Descriptors::take(config) }?;
-    builder::build(config, descriptors, began)
+    builder::build(config, descriptors, smaps, began)
 }
 
 fn read_config(fd: RawFd) -> anyhow::Result<MachineConfig> {

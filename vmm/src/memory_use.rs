@@ -7,6 +7,7 @@ use crate::memory::GuestMemory;
 use pinfold_vmm_api::control::MemoryUse;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -23,9 +24,8 @@ pub struct MemoryMeter {
 }
 
 impl MemoryMeter {
-    pub fn new(memory: &GuestMemory) -> Self {
-        let guest = crate::memory::host_ranges(memory);
-        Self { smaps: File::open("/proc/self/smaps").ok(), guest, memory: memory.clone() }
+    pub fn new(smaps: Option<File>, memory: &GuestMemory) -> Self {
+        Self { smaps, guest: crate::memory::host_ranges(memory), memory: memory.clone() }
     }
 
     pub fn measure(&self) -> MemoryUse {
@@ -48,6 +48,20 @@ impl MemoryMeter {
         }
         pages * PAGE_BYTES as u64
     }
+}
+
+/// Opens the process's own smaps under a directory given by descriptor, which is closed, or under `/proc`.
+pub fn open_smaps(proc_directory: Option<RawFd>) -> Option<File> {
+    let Some(number) = proc_directory else { return File::open("/proc/self/smaps").ok() };
+    if number < 3 {
+        return None;
+    }
+    // SAFETY: nothing else in this process uses the descriptor; a wrong number makes the look-up fail.
+    let directory = unsafe { OwnedFd::from_raw_fd(number) };
+    // SAFETY: the path is a literal that ends in NUL, and the flags make no file.
+    let fd = unsafe { libc::openat(directory.as_raw_fd(), c"self/smaps".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    // SAFETY: the descriptor is new and nobody else's.
+    (fd >= 0).then(|| unsafe { File::from_raw_fd(fd) })
 }
 
 fn read_all(file: &File) -> io::Result<Vec<u8>> {
@@ -129,9 +143,19 @@ VmFlags: rd wr mr
     }
 
     #[test]
+    fn a_directory_by_descriptor_serves_as_well() {
+        let directory = File::open("/proc").expect("procfs");
+        let smaps = open_smaps(Some(crate::descriptors::give(directory))).expect("own smaps");
+        assert!(!read_all(&smaps).expect("read").is_empty());
+        let elsewhere = File::open("/").expect("the root");
+        assert!(open_smaps(Some(crate::descriptors::give(elsewhere))).is_none());
+        assert!(open_smaps(Some(0)).is_none());
+    }
+
+    #[test]
     fn touched_guest_pages_are_seen_with_and_without_proc() {
         let memory = crate::memory::allocate(96 << 20).expect("memory");
-        let mut meter = MemoryMeter::new(&memory);
+        let mut meter = MemoryMeter::new(open_smaps(None), &memory);
         let before = meter.measure().guest_resident_bytes;
         for page in 0..2048u64 {
             memory.write_obj(1u8, GuestAddress(page * 4096)).expect("in memory");

@@ -7,6 +7,7 @@
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use std::mem::ManuallyDrop;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,6 +81,8 @@ pub fn run(kvm: &Kvm) -> Result<Duration, ProbeError> {
     let vm = kvm.create_vm().map_err(refused("create a virtual machine"))?;
     let memory: GuestMemoryMmap<()> = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)])
         .map_err(|_| ProbeError::Host("map 2 MiB"))?;
+    // never unmapped: a guest that does not come back may still be using it, and the process ends soon
+    let memory = ManuallyDrop::new(memory);
     write(&memory).map_err(|_| ProbeError::Host("write to mapped memory"))?;
     let region = memory.iter().next().ok_or(ProbeError::Host("find the mapping"))?;
     let slot = kvm_userspace_memory_region {
@@ -89,15 +92,11 @@ pub fn run(kvm: &Kvm) -> Result<Duration, ProbeError> {
         userspace_addr: region.as_ptr() as u64,
         flags: 0,
     };
-    // SAFETY: the mapping outlives the machine on every path: it is leaked below when the guest does not come back.
+    // SAFETY: the mapping is never taken back.
     unsafe { vm.set_user_memory_region(slot) }.map_err(refused("take memory"))?;
     let vcpu = vm.create_vcpu(0).map_err(refused("create a vCPU"))?;
     set_registers(&vcpu)?;
-    let result = run_in_time(vcpu);
-    if matches!(result, Err(ProbeError::Late)) {
-        std::mem::forget(memory);
-    }
-    result
+    run_in_time(vcpu)
 }
 
 fn run_in_time(mut vcpu: VcpuFd) -> Result<Duration, ProbeError> {

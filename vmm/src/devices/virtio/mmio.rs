@@ -121,7 +121,7 @@ impl Transport {
     /// A write of the guest. No device has a writable configuration space.
     pub fn write(&self, offset: u64, data: &[u8]) {
         let result = match <[u8; 4]>::try_from(data) {
-            Ok(bytes) if offset % 4 == 0 && offset < CONFIG_OFFSET => {
+            Ok(bytes) if offset.is_multiple_of(4) && offset < CONFIG_OFFSET => {
                 self.write_register(offset as u32, u32::from_le_bytes(bytes))
             }
             _ => Err(Refused),

@@ -50,7 +50,7 @@ impl Block {
         }
         // the length of a block device is where its end is; the offset is not used after this
         let bytes = (&file).seek(SeekFrom::End(0))?;
-        if bytes == 0 || bytes % SECTOR_BYTES != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(BlockError::Size { bytes });
         }
         let mut id = [0; virtio_blk::VIRTIO_BLK_ID_BYTES as usize];

@@ -58,7 +58,7 @@ impl Block {
     /// Byte offset of a transfer, if it lies on the disk and is whole sectors.
     fn on_disk(&self, sector: u64, bytes: u64) -> Option<u64> {
         let end = sector.checked_add(bytes / SECTOR_BYTES)?;
-        let fits = bytes % SECTOR_BYTES == 0 && end <= self.sectors;
+        let fits = bytes.is_multiple_of(SECTOR_BYTES) && end <= self.sectors;
         if !fits {
             self.metrics.block.guest_errors.increment();
         }

@@ -89,7 +89,7 @@ impl Ends {
     }
 
     fn flags(self) -> u32 {
-        u32::from(self.receives) * SHUTDOWN_RECEIVE | u32::from(self.sends) * SHUTDOWN_SEND
+        (u32::from(self.receives) * SHUTDOWN_RECEIVE) | (u32::from(self.sends) * SHUTDOWN_SEND)
     }
 }
 
