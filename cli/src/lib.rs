@@ -14,7 +14,7 @@ mod failure;
 mod lookup;
 mod output;
 mod parse;
-mod progress;
+pub mod progress;
 mod terminal;
 
 use clap::Parser;

@@ -239,6 +239,14 @@ impl Fleet {
             .collect()
     }
 
+    /// Kills the scheduler and starts it again on what it has stored, at the same address.
+    pub async fn restart_scheduler(&mut self, placement: &str) -> Result<()> {
+        let before = self.state.scheduler.clone().context("the fleet has a scheduler")?;
+        before.process.kill().await?;
+        self.state.scheduler = Some(scheduler::relaunch(&self.directory, &before, placement).await?);
+        self.state.save(&self.directory)
+    }
+
     /// Ends every process at once, without asking anybody.
     pub async fn kill(&self) -> Result<()> {
         let mut result = Ok(());

@@ -43,8 +43,13 @@ impl ProcessRef {
         self.open().is_some_and(|descriptor| !has_ended(&descriptor))
     }
 
+    /// Sends SIGKILL and does not wait: for a way out that cannot.
+    pub fn signal_end(&self) {
+        self.signal(Signal::KILL);
+    }
+
     /// Sends `signal`, if it is still there.
-    pub fn signal(&self, signal: Signal) {
+    fn signal(&self, signal: Signal) {
         if let Some(descriptor) = self.open() {
             // it may end in between, which is what was wanted
             let _ = pidfd_send_signal(&descriptor, signal);
