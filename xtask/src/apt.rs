@@ -100,9 +100,17 @@ pub fn install(workspace: &Workspace, step: &Step, packages: &[String]) -> Resul
     command::run(step, &log, &mut install_command(packages, &options)?)
 }
 
+/// Nothing of the machine is removed for our sake: apt fails instead.
 fn install_command(packages: &[String], options: &[String]) -> Result<Command> {
     let mut apt = command::privileged("env")?;
-    apt.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "--no-install-recommends"]);
+    apt.args([
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "install",
+        "-y",
+        "--no-install-recommends",
+        "--no-remove",
+    ]);
     apt.args(options).args(packages);
     Ok(apt)
 }
