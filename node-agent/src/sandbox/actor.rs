@@ -146,14 +146,17 @@ impl Actor {
         let id = self.context.ledger.assignment().id;
         let clean = async {
             match self.context.host.guests.shutdown(self.context.ledger.paths(), grace).await {
-                Ok(()) => drop(tokio::time::timeout(POWER_OFF_TIMEOUT, machine.exited()).await),
-                Err(error) => tracing::warn!(sandbox = %id, %error, "no clean stop, the VMM is ended"),
+                Ok(()) => tokio::time::timeout(POWER_OFF_TIMEOUT, machine.exited()).await.is_ok(),
+                Err(error) => {
+                    tracing::warn!(sandbox = %id, %error, "no clean stop, the VMM is ended");
+                    false
+                }
             }
         };
         let gone = tokio::select! {
             biased;
             _ = machine.exited() => true,
-            () = clean => false,
+            gone = clean => gone,
         };
         if gone {
             return;
@@ -203,4 +206,4 @@ async fn ordered(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;
