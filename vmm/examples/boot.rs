@@ -74,7 +74,8 @@ fn main() -> anyhow::Result<()> {
     let config_fd = inherit(config_file, &mut passed)?;
 
     let began = Instant::now();
-    let child = Command::new(&arguments.vmm).arg("run").arg("--config-fd").arg(config_fd.to_string()).spawn()?;
+    let child =
+        Command::new(&arguments.vmm).arg("run").arg("--config-fd").arg(config_fd.to_string()).spawn()?;
     follow(&arguments, child, began)
 }
 
@@ -83,7 +84,8 @@ fn config(arguments: &Arguments, passed: &mut Vec<OwnedFd>) -> anyhow::Result<Ma
     let mut disks = Vec::new();
     for (index, disk) in arguments.disk.iter().enumerate() {
         let (path, read_only) = disk.strip_suffix(":ro").map_or((disk.as_str(), false), |path| (path, true));
-        let file = OpenOptions::new().read(true).write(!read_only).open(path).with_context(|| disk.clone())?;
+        let file =
+            OpenOptions::new().read(true).write(!read_only).open(path).with_context(|| disk.clone())?;
         disks.push(Disk { serial: format!("disk{index}"), file: inherit(file, passed)?, read_only });
     }
     let initrd = arguments.initrd.as_ref().map(open).transpose()?;
@@ -177,7 +179,11 @@ fn talk(socket: &Path, port: u32) -> anyhow::Result<String> {
     stream.shutdown(std::net::Shutdown::Write)?;
     let mut all = Vec::new();
     let result = reader.read_to_end(&mut all);
-    text += &format!("then {} bytes, {:?}, end {result:?}", all.len(), String::from_utf8_lossy(&all[..all.len().min(60)]));
+    text += &format!(
+        "then {} bytes, {:?}, end {result:?}",
+        all.len(),
+        String::from_utf8_lossy(&all[..all.len().min(60)])
+    );
     Ok(text)
 }
 

@@ -38,7 +38,11 @@ pub struct MmioWindow {
 }
 
 /// Writes all tables to [`layout::ACPI_TABLES`] and returns the address of the RSDP.
-pub fn write(memory: &GuestMemory, vcpus: u32, windows: &[MmioWindow]) -> Result<u64, vm_memory::GuestMemoryError> {
+pub fn write(
+    memory: &GuestMemory,
+    vcpus: u32,
+    windows: &[MmioWindow],
+) -> Result<u64, vm_memory::GuestMemoryError> {
     let rsdp = layout::ACPI_TABLES;
     let facs = rsdp + FACS_ALIGNMENT;
     memory.write_slice(&bytes_of(&FACS::new()), GuestAddress(facs))?;
@@ -84,13 +88,15 @@ fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
     fadt.pm1a_cnt_blk = u32::from(layout::PM1_CONTROL_PORT).into();
     fadt.pm1_cnt_len = layout::PM1_CONTROL_PORTS as u8;
     fadt.iapc_boot_arch = BOOT_ARCH.into();
-    fadt.reset_reg = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(layout::RESET_PORT));
+    fadt.reset_reg =
+        GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(layout::RESET_PORT));
     fadt.reset_value = RESET_VALUE;
     bytes_of(&fadt.finalize())
 }
 
 fn madt(vcpus: u32) -> Vec<u8> {
-    let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, LocalInterruptController::Address(layout::LOCAL_APIC));
+    let mut madt =
+        MADT::new(OEM, OEM_TABLE, OEM_REVISION, LocalInterruptController::Address(layout::LOCAL_APIC));
     for id in 0..vcpus {
         let id = id as u8;
         madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
@@ -103,7 +109,8 @@ fn dsdt(windows: &[MmioWindow]) -> Vec<u8> {
     let mut body = Vec::new();
     let sleep_off = aml::Package::new(vec![&SLEEP_TYPE_OFF, &0u8]);
     aml::Name::new("_S5_".into(), &sleep_off).to_aml_bytes(&mut body);
-    let devices: Vec<u8> = windows.iter().enumerate().flat_map(|(index, window)| virtio(index, *window)).collect();
+    let devices: Vec<u8> =
+        windows.iter().enumerate().flat_map(|(index, window)| virtio(index, *window)).collect();
     body.extend(aml::Scope::raw("_SB_".into(), [serial(), devices].concat()));
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
     table.append_slice(&body);

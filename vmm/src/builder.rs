@@ -7,19 +7,19 @@ use crate::descriptors::{DescriptorError, Descriptors};
 use crate::devices::bus::Bus;
 use crate::devices::console::ConsoleBuffer;
 use crate::devices::serial::SerialPort;
+use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::device::{Block, BlockError};
 use crate::devices::virtio::mmio::{NOTIFY_OFFSET, Transport};
 use crate::devices::virtio::rng::device::Rng;
 use crate::devices::virtio::vsock::device::VsockDevice;
-use crate::devices::virtio::VirtioDevice;
 use crate::ending::Ending;
 use crate::machine::{Machine, Shared};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::memory_use::MemoryMeter;
 use crate::metrics::Metrics;
+use crate::vcpu::Vcpu;
 use crate::vcpu::cpuid::{CpuidError, Template};
 use crate::vcpu::registers::{self, RegisterError};
-use crate::vcpu::Vcpu;
 use crate::{layout, seccomp, signals};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
@@ -220,7 +220,8 @@ fn attach_devices(
 ) -> Result<Vec<Arc<Transport>>, BuildError> {
     let mut transports = Vec::new();
     for (device, window) in devices.into_iter().zip(windows(layout::VIRTIO_LINES.len())) {
-        let transport = Transport::new(device, memory.clone(), Arc::clone(metrics)).map_err(host("make eventfds"))?;
+        let transport =
+            Transport::new(device, memory.clone(), Arc::clone(metrics)).map_err(host("make eventfds"))?;
         let line = transport.interrupt().line();
         vm.register_irqfd(line, window.line).map_err(kvm("wire the line of a device"))?;
         let notify = IoEventAddress::Mmio(window.address + NOTIFY_OFFSET);
@@ -247,12 +248,22 @@ fn command_line(config: &MachineConfig, windows: &[MmioWindow]) -> Result<String
     let mut text = config.cmdline.clone();
     if config.mmio_on_cmdline {
         for window in windows {
-            text += &format!(" virtio_mmio.device={}K@{:#x}:{}", layout::VIRTIO_MMIO_SIZE >> 10, window.address, window.line);
+            text += &format!(
+                " virtio_mmio.device={}K@{:#x}:{}",
+                layout::VIRTIO_MMIO_SIZE >> 10,
+                window.address,
+                window.line
+            );
         }
     }
     let max = limits::MAX_CMDLINE_BYTES;
     if text.len() > max {
-        return Err(MachineConfigError::TooLong { field: "cmdline with its devices", bytes: text.len(), max }.into());
+        return Err(MachineConfigError::TooLong {
+            field: "cmdline with its devices",
+            bytes: text.len(),
+            max,
+        }
+        .into());
     }
     Ok(text)
 }

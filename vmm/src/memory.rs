@@ -6,7 +6,10 @@ use crate::layout;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::mmap::{FromRangesError, MmapRegionBuilder, MmapRegionError};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionCollectionError, GuestRegionMmap};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionCollectionError,
+    GuestRegionMmap,
+};
 
 /// What every part of the VMM means by guest memory. Cloning shares it.
 pub type GuestMemory = GuestMemoryMmap<()>;
@@ -43,7 +46,8 @@ pub fn allocate(bytes: u64) -> Result<GuestMemory, MemoryError> {
             .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
             .build()
             .map_err(|source| MemoryError::Map { bytes: length, source })?;
-        let region = GuestRegionMmap::new(mapping, GuestAddress(start)).expect("no range reaches the end of the address space");
+        let region = GuestRegionMmap::new(mapping, GuestAddress(start))
+            .expect("no range reaches the end of the address space");
         regions.push(region);
     }
     let memory = GuestMemory::from_regions(regions).map_err(MemoryError::Layout)?;
@@ -77,7 +81,8 @@ pub fn register(memory: &GuestMemory, vm: &VmFd) -> Result<(), MemoryError> {
             flags: 0,
         };
         // SAFETY: the mapping lives as long as the process: the machine holds it and leaves by `_exit`.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(|source| MemoryError::Register { start, source })?;
+        unsafe { vm.set_user_memory_region(slot) }
+            .map_err(|source| MemoryError::Register { start, source })?;
     }
     Ok(())
 }

@@ -59,7 +59,9 @@ pub fn open_smaps(proc_directory: Option<RawFd>) -> Option<File> {
     // SAFETY: nothing else in this process uses the descriptor; a wrong number makes the look-up fail.
     let directory = unsafe { OwnedFd::from_raw_fd(number) };
     // SAFETY: the path is a literal that ends in NUL, and the flags make no file.
-    let fd = unsafe { libc::openat(directory.as_raw_fd(), c"self/smaps".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    let fd = unsafe {
+        libc::openat(directory.as_raw_fd(), c"self/smaps".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC)
+    };
     // SAFETY: the descriptor is new and nobody else's.
     (fd >= 0).then(|| unsafe { File::from_raw_fd(fd) })
 }

@@ -43,7 +43,8 @@ impl Signals {
         let mut information = [0; size_of::<libc::signalfd_siginfo>()];
         let read = (&self.file).read(&mut information).ok()?;
         // ssi_signo is the first field
-        (read == information.len()).then(|| u32::from_ne_bytes([information[0], information[1], information[2], information[3]]))
+        (read == information.len())
+            .then(|| u32::from_ne_bytes([information[0], information[1], information[2], information[3]]))
     }
 }
 

@@ -4,9 +4,9 @@ use super::image::Image;
 use super::{BootError, Entry, Source, load_initrd, low_end, map, write_command_line};
 use crate::layout;
 use crate::memory::GuestMemory;
+use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::bzimage::BzImage;
-use linux_loader::loader::KernelLoader;
 use vm_memory::{Bytes, GuestAddress};
 
 /// `xloadflags`: the kernel has the 64-bit entry point at 0x200 past its load address.

@@ -46,19 +46,25 @@ impl Seek for Image<'_> {
             SeekFrom::End(offset) => self.bytes.checked_add_signed(offset),
             SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
         };
-        self.position = target.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek out of range"))?;
+        self.position =
+            target.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek out of range"))?;
         Ok(self.position)
     }
 }
 
 impl ReadVolatile for Image<'_> {
-    fn read_volatile<B: BitmapSlice>(&mut self, buffer: &mut VolatileSlice<'_, B>) -> Result<usize, VolatileMemoryError> {
-        let offset = libc::off_t::try_from(self.position)
-            .map_err(|error| VolatileMemoryError::IOError(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
+    fn read_volatile<B: BitmapSlice>(
+        &mut self,
+        buffer: &mut VolatileSlice<'_, B>,
+    ) -> Result<usize, VolatileMemoryError> {
+        let offset = libc::off_t::try_from(self.position).map_err(|error| {
+            VolatileMemoryError::IOError(io::Error::new(io::ErrorKind::InvalidInput, error))
+        })?;
         let guard = buffer.ptr_guard_mut();
         // SAFETY: the guard keeps `buffer.len()` bytes of guest memory valid for writes, and the file is open.
         let read = unsafe { libc::pread(self.file.as_raw_fd(), guard.as_ptr().cast(), buffer.len(), offset) };
-        let read = usize::try_from(read).map_err(|_| VolatileMemoryError::IOError(io::Error::last_os_error()))?;
+        let read =
+            usize::try_from(read).map_err(|_| VolatileMemoryError::IOError(io::Error::last_os_error()))?;
         buffer.bitmap().mark_dirty(0, read);
         self.position += read as u64;
         Ok(read)

@@ -94,7 +94,12 @@ fn write_command_line(memory: &GuestMemory, text: &str, max: u32) -> Result<(), 
 }
 
 /// Puts the initramfs as high as it may be, below `limit`, above `floor`.
-fn load_initrd(memory: &GuestMemory, file: Option<&File>, floor: u64, limit: u64) -> Result<Option<Initrd>, BootError> {
+fn load_initrd(
+    memory: &GuestMemory,
+    file: Option<&File>,
+    floor: u64,
+    limit: u64,
+) -> Result<Option<Initrd>, BootError> {
     let Some(file) = file else { return Ok(None) };
     let mut image = Image::new(file).map_err(BootError::ReadInitrd)?;
     let bytes = image.length_bytes();

@@ -4,11 +4,11 @@ use super::image::Image;
 use super::{BootError, Entry, Source, load_initrd, low_end, map, write_command_line};
 use crate::layout;
 use crate::memory::GuestMemory;
-use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::start_info::{
     XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
-use linux_loader::loader::KernelLoader;
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Longest command line of an x86 kernel without its NUL (`COMMAND_LINE_SIZE` - 1).

@@ -42,7 +42,8 @@ impl Bus {
                 self.ending.state(ExitReason::GuestReset, "the guest reset itself by the i8042");
             }
             layout::RESET_PORT if first == acpi::RESET_VALUE => {
-                self.ending.state(ExitReason::GuestReset, "the guest reset itself by the ACPI reset register");
+                self.ending
+                    .state(ExitReason::GuestReset, "the guest reset itself by the ACPI reset register");
             }
             _ if PowerRegisters::covers(port) => {
                 if self.power.lock().unwrap_or_else(PoisonError::into_inner).write(port, data) {

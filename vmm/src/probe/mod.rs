@@ -68,7 +68,10 @@ pub fn probe(device: &Path) -> Report {
             Ok(elapsed) => Check {
                 name: PROBE_GUEST,
                 ok: true,
-                detail: format!("took two exceptions through its own IDT and came back in {} µs", elapsed.as_micros()),
+                detail: format!(
+                    "took two exceptions through its own IDT and came back in {} µs",
+                    elapsed.as_micros()
+                ),
             },
             Err(error) => Check { name: PROBE_GUEST, ok: false, detail: error.to_string() },
         });
@@ -86,7 +89,11 @@ fn open(device: &Path, checks: &mut Vec<Check>) -> Option<Kvm> {
     }
     match OpenOptions::new().read(true).write(true).open(device) {
         Ok(file) => {
-            checks.push(Check { name: OPENS, ok: true, detail: format!("{shown} opens for reading and writing") });
+            checks.push(Check {
+                name: OPENS,
+                ok: true,
+                detail: format!("{shown} opens for reading and writing"),
+            });
             // SAFETY: the descriptor is open and given up by the file; what it is, the version tells.
             Some(unsafe { Kvm::from_raw_fd(file.into_raw_fd()) })
         }
@@ -98,9 +105,16 @@ fn open(device: &Path, checks: &mut Vec<Check>) -> Option<Kvm> {
 }
 
 fn capabilities(kvm: &Kvm) -> Check {
-    let missing: Vec<_> =
-        NEEDED.iter().filter(|(capability, _)| !kvm.check_extension(*capability)).map(|(_, name)| *name).collect();
-    let detail = if missing.is_empty() { "all that are needed".into() } else { format!("missing: {}", missing.join(", ")) };
+    let missing: Vec<_> = NEEDED
+        .iter()
+        .filter(|(capability, _)| !kvm.check_extension(*capability))
+        .map(|(_, name)| *name)
+        .collect();
+    let detail = if missing.is_empty() {
+        "all that are needed".into()
+    } else {
+        format!("missing: {}", missing.join(", "))
+    };
     Check { name: CAPABILITIES, ok: missing.is_empty(), detail }
 }
 

@@ -53,8 +53,11 @@ impl Template {
 
     fn from_entries(supported: &[kvm_cpuid_entry2], vcpus: u32, deadline_timer: bool) -> Self {
         // topology leaves are rebuilt whole
-        let mut entries: Vec<_> =
-            supported.iter().copied().filter(|entry| entry.function != 0xb && entry.function != 0x1f).collect();
+        let mut entries: Vec<_> = supported
+            .iter()
+            .copied()
+            .filter(|entry| entry.function != 0xb && entry.function != 0x1f)
+            .collect();
         for entry in &mut entries {
             restrict(entry, vcpus, deadline_timer);
         }
@@ -159,11 +162,31 @@ mod tests {
     }
 
     fn find(table: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
-        *table.as_slice().iter().find(|e| e.function == function && e.index == index).expect("the leaf is there")
+        *table
+            .as_slice()
+            .iter()
+            .find(|e| e.function == function && e.index == index)
+            .expect("the leaf is there")
     }
 
     fn template(vcpus: u32) -> Template {
-        let leaves = [0, 1, 4, 5, 6, 7, 0xa, 0x12, 0x14, 0x4000_0000, 0x4000_0001, 0x8000_0001, 0x8000_0008, 0x8000_000a, 0x8000_001e];
+        let leaves = [
+            0,
+            1,
+            4,
+            5,
+            6,
+            7,
+            0xa,
+            0x12,
+            0x14,
+            0x4000_0000,
+            0x4000_0001,
+            0x8000_0001,
+            0x8000_0008,
+            0x8000_000a,
+            0x8000_001e,
+        ];
         let entries: Vec<_> = leaves.iter().map(|function| leaf(*function, 0)).collect();
         Template::from_entries(&entries, vcpus, true)
     }

@@ -128,7 +128,9 @@ fn rare(id: u32, exit: &VcpuExit<'_>) -> Next {
         VcpuExit::InternalError => {
             Next::End(ExitReason::VcpuFailed, format!("KVM could not emulate what vCPU {id} did"))
         }
-        other => Next::End(ExitReason::VcpuFailed, format!("vCPU {id} left KVM in an unknown way: {other:?}")),
+        other => {
+            Next::End(ExitReason::VcpuFailed, format!("vCPU {id} left KVM in an unknown way: {other:?}"))
+        }
     }
 }
 

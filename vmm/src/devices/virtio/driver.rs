@@ -20,8 +20,12 @@ pub const MEMORY_BYTES: u64 = 96 << 20;
 
 /// Two regions with a hole between them, like a large guest, but small.
 pub fn memory_with_hole() -> GuestMemory {
-    GuestMemory::from_ranges(&[(GuestAddress(0), 0x10_0000), (GuestAddress(0x10_0000), 0x70_0000), (GuestAddress(0x1000_0000), 0x10_0000)])
-        .expect("memory")
+    GuestMemory::from_ranges(&[
+        (GuestAddress(0), 0x10_0000),
+        (GuestAddress(0x10_0000), 0x70_0000),
+        (GuestAddress(0x1000_0000), 0x10_0000),
+    ])
+    .expect("memory")
 }
 
 /// One ring and the memory it lies in.
@@ -130,7 +134,10 @@ impl Driven {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES as usize)]).expect("memory");
         let sizes = device.queue_sizes();
         let transport = Transport::new(device, memory.clone(), Arc::clone(&metrics)).expect("a transport");
-        let rings = sizes.iter().enumerate().map(|(i, size)| Ring::new(&memory, 0x10_0000 + 0x1_0000 * i as u64, *size));
+        let rings = sizes
+            .iter()
+            .enumerate()
+            .map(|(i, size)| Ring::new(&memory, 0x10_0000 + 0x1_0000 * i as u64, *size));
         let driven = Self { rings: rings.collect(), transport, memory, metrics };
         driven.initialise(FEATURE_VERSION_1 | FEATURE_INDIRECT);
         driven

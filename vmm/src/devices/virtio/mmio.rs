@@ -65,9 +65,14 @@ struct State {
 struct Refused;
 
 impl Transport {
-    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory, metrics: Arc<Metrics>) -> io::Result<Self> {
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemory,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Self> {
         let sizes = device.queue_sizes();
-        let kicks: io::Result<Vec<_>> = sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect();
+        let kicks: io::Result<Vec<_>> =
+            sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect();
         let host_fd = device.host_fd();
         let state = State {
             queues: sizes.iter().map(|size| VirtQueue::new(*size)).collect(),
@@ -223,7 +228,9 @@ impl State {
                 _ => 0,
             },
             // a queue that does not exist has size 0
-            register::VIRTIO_MMIO_QUEUE_NUM_MAX => self.selected().map_or(0, |ring| u32::from(ring.max_size())),
+            register::VIRTIO_MMIO_QUEUE_NUM_MAX => {
+                self.selected().map_or(0, |ring| u32::from(ring.max_size()))
+            }
             register::VIRTIO_MMIO_QUEUE_READY => self.selected().map_or(0, |ring| u32::from(ring.ready())),
             register::VIRTIO_MMIO_STATUS => self.status,
             // the configuration never changes
@@ -303,7 +310,9 @@ impl State {
             register::VIRTIO_MMIO_QUEUE_DESC_LOW => ring.try_set_desc_table_address(low(ring.desc_table())),
             register::VIRTIO_MMIO_QUEUE_DESC_HIGH => ring.try_set_desc_table_address(high(ring.desc_table())),
             register::VIRTIO_MMIO_QUEUE_AVAIL_LOW => ring.try_set_avail_ring_address(low(ring.avail_ring())),
-            register::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => ring.try_set_avail_ring_address(high(ring.avail_ring())),
+            register::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => {
+                ring.try_set_avail_ring_address(high(ring.avail_ring()))
+            }
             register::VIRTIO_MMIO_QUEUE_USED_LOW => ring.try_set_used_ring_address(low(ring.used_ring())),
             register::VIRTIO_MMIO_QUEUE_USED_HIGH => ring.try_set_used_ring_address(high(ring.used_ring())),
             _ => return Err(Refused),
@@ -328,7 +337,9 @@ impl State {
             ACKNOWLEDGE => self.status |= ACKNOWLEDGE,
             DRIVER if stage(ACKNOWLEDGE) => self.status |= DRIVER,
             FEATURES_OK if stage(ACKNOWLEDGE | DRIVER) => self.fix_features()?,
-            DRIVER_OK if stage(ACKNOWLEDGE | DRIVER | FEATURES_OK) && self.status & (NEEDS_RESET | FAILED) == 0 => {
+            DRIVER_OK
+                if stage(ACKNOWLEDGE | DRIVER | FEATURES_OK) && self.status & (NEEDS_RESET | FAILED) == 0 =>
+            {
                 self.status |= DRIVER_OK;
                 self.device.activate();
             }

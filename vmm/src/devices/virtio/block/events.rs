@@ -57,12 +57,12 @@ impl Block {
 
     /// Byte offset of a transfer, if it lies on the disk and is whole sectors.
     fn on_disk(&self, sector: u64, bytes: u64) -> Option<u64> {
-        let end = sector.checked_add(bytes / SECTOR_BYTES)?;
-        let fits = bytes.is_multiple_of(SECTOR_BYTES) && end <= self.sectors;
-        if !fits {
+        let end = sector.checked_add(bytes / SECTOR_BYTES).filter(|end| *end <= self.sectors);
+        let offset = end.filter(|_| bytes.is_multiple_of(SECTOR_BYTES)).map(|_| sector * SECTOR_BYTES);
+        if offset.is_none() {
             self.metrics.block.guest_errors.increment();
         }
-        fits.then(|| sector * SECTOR_BYTES)
+        offset
     }
 
     fn read(&self, memory: &GuestMemory, chain: &Chain, sector: u64, bytes: u64) -> Status {
@@ -87,7 +87,9 @@ impl Block {
         }
         let bytes = chain.readable_bytes() - HEADER_BYTES;
         let Some(offset) = self.on_disk(sector, bytes) else { return Status::IoError };
-        let Some(buffers) = chain::slice(&chain.readable, HEADER_BYTES, bytes) else { return Status::IoError };
+        let Some(buffers) = chain::slice(&chain.readable, HEADER_BYTES, bytes) else {
+            return Status::IoError;
+        };
         match transfer(&self.file, memory, &buffers, offset, Direction::Write) {
             Ok(()) => {
                 self.metrics.block.write_bytes.add(bytes);

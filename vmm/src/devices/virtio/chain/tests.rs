@@ -174,12 +174,7 @@ fn a_head_out_of_the_table_breaks_the_queue() {
 }
 
 fn descriptor() -> impl Strategy<Value = (u64, u32, u16, u16)> {
-    let address = prop_oneof![
-        0..0x80_0000u64,
-        0x1000_0000..0x1010_0000u64,
-        any::<u64>(),
-        Just(0x2_0000u64),
-    ];
+    let address = prop_oneof![0..0x80_0000u64, 0x1000_0000..0x1010_0000u64, any::<u64>(), Just(0x2_0000u64),];
     let bytes = prop_oneof![0..4096u32, any::<u32>(), (0..20u32).prop_map(|n| n * 16)];
     (address, bytes, prop_oneof![0..8u16, any::<u16>()], prop_oneof![0..SIZE, any::<u16>()])
 }

@@ -27,7 +27,9 @@ pub const BUFFER_BYTES: u32 = 64 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// the guest was asked and has until then to answer
-    Asked { until: Instant },
+    Asked {
+        until: Instant,
+    },
     Open,
 }
 
@@ -324,7 +326,8 @@ impl Connection {
     /// gone would otherwise report that without end.
     pub fn interest(&self) -> EventSet {
         let mut interest = EventSet::empty();
-        if self.phase == Phase::Open && !self.readable && !self.host_ended.sends && !self.guest_ended.receives {
+        if self.phase == Phase::Open && !self.readable && !self.host_ended.sends && !self.guest_ended.receives
+        {
             interest |= EventSet::IN;
         }
         if !self.to_host.is_empty() && !self.host_ended.receives {

@@ -205,7 +205,9 @@ impl VsockDevice {
         }
         let Some((header, bytes)) = self.next_packet(room) else { return Ok(None) };
         let payload = &self.scratch[..bytes];
-        if !chain.write_all(memory, 0, &header.encode()) || !chain.write_all(memory, HEADER_BYTES as u64, payload) {
+        if !chain.write_all(memory, 0, &header.encode())
+            || !chain.write_all(memory, HEADER_BYTES as u64, payload)
+        {
             return Err(BrokenQueue::Request("a receive buffer left guest memory"));
         }
         self.metrics.vsock.to_guest_bytes.add(bytes as u64);
@@ -215,7 +217,8 @@ impl VsockDevice {
     /// RSTs first; then each connection one packet in turn. The payload is in `scratch`.
     fn next_packet(&mut self, room: u64) -> Option<(Header, usize)> {
         if let Some(reset) = self.resets.pop_front() {
-            let header = Header { operation: Operation::Reset.number(), ..self.header(reset.from_cid, reset.key) };
+            let header =
+                Header { operation: Operation::Reset.number(), ..self.header(reset.from_cid, reset.key) };
             return Some((header, 0));
         }
         for _ in 0..self.ready.len() {

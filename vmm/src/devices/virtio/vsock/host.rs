@@ -4,8 +4,8 @@ use super::connection::Connection;
 use super::device::{
     ANSWER_TIME, HANDSHAKE_TIME, Key, MAX_HANDSHAKES, TOKEN_LISTENER, TOKEN_TIMER, VsockDevice,
 };
-use crate::devices::virtio::{DeviceIo, Progress};
 use crate::devices::virtio::queue::BrokenQueue;
+use crate::devices::virtio::{DeviceIo, Progress};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -151,7 +151,8 @@ fn port(line: &[u8]) -> Option<u32> {
 
 /// A connect that would wait, because the listener's backlog is full, is an error.
 fn connect(path: &str) -> io::Result<UnixStream> {
-    let mut address = libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
+    let mut address =
+        libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
     // one byte less than the array, for the NUL
     if path.len() >= address.sun_path.len() {
         return Err(io::Error::new(ErrorKind::InvalidInput, "the socket's path is too long"));
@@ -182,7 +183,16 @@ mod tests {
         assert_eq!(port(b"CONNECT 1024"), Some(1024));
         assert_eq!(port(b"CONNECT 1024\r"), Some(1024));
         assert_eq!(port(b"CONNECT 4294967295"), Some(u32::MAX));
-        for wrong in ["CONNECT", "CONNECT ", "CONNECT 4294967296", "CONNECT +1", "CONNECT -1", "CONNECT 1 ", "connect 1", "GET / HTTP/1.1"] {
+        for wrong in [
+            "CONNECT",
+            "CONNECT ",
+            "CONNECT 4294967296",
+            "CONNECT +1",
+            "CONNECT -1",
+            "CONNECT 1 ",
+            "connect 1",
+            "GET / HTTP/1.1",
+        ] {
             assert_eq!(port(wrong.as_bytes()), None, "{wrong:?}");
         }
     }

@@ -1,1 +1,634 @@
-//! Tests.
+//! The socket device against real Unix sockets and a driver that follows the rules or breaks them.
+
+use super::connection::BUFFER_BYTES;
+use super::device::{MAX_CONNECTIONS, MAX_GUEST_CONNECTIONS, MAX_RESETS, VsockDevice};
+use super::packet::{
+    HEADER_BYTES, HOST_CID, Header, Operation, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM,
+};
+use crate::devices::virtio::driver::{DATA, Driven};
+use crate::devices::virtio::mmio::NEEDS_RESET;
+use crate::metrics::Metrics;
+use proptest::prelude::*;
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const CID: u64 = 7;
+const PORT: u32 = 1024;
+const RX: usize = 0;
+const TX: usize = 1;
+const RX_BYTES: u32 = 4096 + HEADER_BYTES as u32;
+const GUEST_BUFFER: u32 = 256 * 1024;
+const BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
+
+struct Guest {
+    driven: Driven,
+    directory: tempfile::TempDir,
+    rx_posted: u64,
+}
+
+type Packet = (Header, Vec<u8>);
+
+impl Guest {
+    fn new() -> Self {
+        let mut guest = Self::without_buffers();
+        guest.post(128);
+        guest
+    }
+
+    fn without_buffers() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let listener = UnixListener::bind(directory.path().join("vsock")).expect("bound");
+        let prefix = directory.path().join("vsock").display().to_string();
+        let metrics = Arc::new(Metrics::default());
+        let device = VsockDevice::new(CID as u32, listener, prefix, Arc::clone(&metrics)).expect("a device");
+        Self { driven: Driven::new(Box::new(device), metrics), directory, rx_posted: 0 }
+    }
+
+    /// Gives the device `count` receive buffers.
+    fn post(&mut self, count: u64) {
+        for _ in 0..count {
+            let address = DATA + 0x10_0000 + (self.rx_posted % 256) * 0x2000;
+            self.driven.rings[RX].send(&[(address, RX_BYTES, true)]);
+            self.rx_posted += 1;
+        }
+        self.driven.transport.queue_event(RX);
+    }
+
+    fn header(&self, operation: Operation, guest_port: u32, host_port: u32) -> Header {
+        Header {
+            source_cid: CID,
+            destination_cid: HOST_CID,
+            source_port: guest_port,
+            destination_port: host_port,
+            kind: TYPE_STREAM,
+            operation: operation.number(),
+            buffer_bytes: GUEST_BUFFER,
+            ..Default::default()
+        }
+    }
+
+    fn send(&mut self, header: Header, payload: &[u8]) {
+        let address = DATA;
+        self.driven.write(address, &header.encode());
+        self.driven.write(address + HEADER_BYTES as u64, payload);
+        self.driven.rings[TX].send(&[(address, (HEADER_BYTES + payload.len()) as u32, false)]);
+        self.driven.transport.queue_event(TX);
+    }
+
+    fn data(&mut self, guest_port: u32, host_port: u32, payload: &[u8]) {
+        let header = self.header(Operation::ReadWrite, guest_port, host_port);
+        self.send(Header { bytes: payload.len() as u32, ..header }, payload);
+    }
+
+    fn plain(&mut self, operation: Operation, guest_port: u32, host_port: u32) {
+        let header = self.header(operation, guest_port, host_port);
+        self.send(header, &[]);
+    }
+
+    fn shutdown(&mut self, guest_port: u32, host_port: u32, flags: u32) {
+        let header = self.header(Operation::Shutdown, guest_port, host_port);
+        self.send(Header { flags, ..header }, &[]);
+    }
+
+    /// What the device has sent, after it looked at its sockets; the buffers go back to it.
+    fn receive(&mut self) -> Vec<Packet> {
+        let mut all = Vec::new();
+        for _ in 0..4 {
+            self.driven.transport.host_event();
+            let used = self.driven.rings[RX].take_used();
+            let count = used.len() as u64;
+            for (head, bytes) in used {
+                let address = self.driven.rings[RX].descriptors() + 16 * u64::from(head);
+                let address =
+                    u64::from_le_bytes(self.driven.read(address, 8).try_into().expect("eight bytes"));
+                let raw = self.driven.read(address, bytes as usize);
+                let header = Header::decode(raw[..HEADER_BYTES].try_into().expect("a header"));
+                assert_eq!(header.bytes as usize, raw.len() - HEADER_BYTES);
+                assert_eq!((header.destination_cid, header.kind), (CID, TYPE_STREAM));
+                all.push((header, raw[HEADER_BYTES..].to_vec()));
+            }
+            self.post(count);
+        }
+        all
+    }
+
+    fn operations(&mut self) -> Vec<Operation> {
+        self.receive().iter().map(|(header, _)| operation(header)).collect()
+    }
+
+    fn listen(&self, port: u32) -> UnixListener {
+        let listener =
+            UnixListener::bind(self.directory.path().join(format!("vsock_{port}"))).expect("bound");
+        listener.set_nonblocking(true).expect("non-blocking");
+        listener
+    }
+
+    /// A connection that the guest opened: the host's end.
+    fn guest_connects(&mut self, listener: &UnixListener, guest_port: u32, host_port: u32) -> UnixStream {
+        self.plain(Operation::Request, guest_port, host_port);
+        assert_eq!(self.operations(), [Operation::Response]);
+        let stream = listener.accept().expect("connected").0;
+        stream.set_nonblocking(true).expect("non-blocking");
+        stream
+    }
+
+    fn host_connects(&self, line: &str) -> UnixStream {
+        let mut stream = UnixStream::connect(self.directory.path().join("vsock")).expect("connected");
+        stream.write_all(line.as_bytes()).expect("sent");
+        stream.set_nonblocking(true).expect("non-blocking");
+        stream
+    }
+
+    /// A connection that the host opened to [`PORT`]: the host's end and the host's port.
+    fn host_connected(&mut self) -> (UnixStream, u32) {
+        let stream = self.host_connects(&format!("CONNECT {PORT}\n"));
+        let packets = self.receive();
+        assert_eq!(packets.len(), 1);
+        assert_eq!(operation(&packets[0].0), Operation::Request);
+        let host_port = packets[0].0.source_port;
+        self.plain(Operation::Response, PORT, host_port);
+        let mut greeting = [0; 64];
+        let read = (&stream).read(&mut greeting).expect("the greeting");
+        assert_eq!(std::str::from_utf8(&greeting[..read]), Ok(format!("OK {host_port}\n").as_str()));
+        (stream, host_port)
+    }
+}
+
+fn operation(header: &Header) -> Operation {
+    Operation::from_number(header.operation).expect("a known operation")
+}
+
+fn available(stream: &mut UnixStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    match stream.read_to_end(&mut all) {
+        Ok(_) => {}
+        Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+    }
+    all
+}
+
+fn is_closed(stream: &mut UnixStream) -> bool {
+    matches!(stream.read(&mut [0; 1]), Ok(0))
+}
+
+#[test]
+fn the_host_reaches_a_port_of_the_guest() {
+    let mut guest = Guest::new();
+    let (mut stream, host_port) = guest.host_connected();
+    stream.write_all(b"to the guest").expect("sent");
+    let packets = guest.receive();
+    assert_eq!(packets[0].1, b"to the guest");
+    assert_eq!((packets[0].0.source_port, packets[0].0.destination_port), (host_port, PORT));
+    guest.data(PORT, host_port, b"to the host");
+    assert_eq!(available(&mut stream), b"to the host");
+    assert_eq!(guest.driven.metrics.snapshot().vsock_connections, 1);
+    assert_eq!(guest.driven.guest_errors(), 0);
+}
+
+#[test]
+fn bytes_behind_the_connect_line_are_the_guests() {
+    let mut guest = Guest::new();
+    let stream = guest.host_connects(&format!("CONNECT {PORT}\nearly"));
+    let host_port = guest.receive()[0].0.source_port;
+    guest.plain(Operation::Response, PORT, host_port);
+    assert_eq!(guest.receive()[0].1, b"early");
+    drop(stream);
+}
+
+#[test]
+fn the_guest_reaches_a_published_port_of_the_host_and_no_other() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    let mut stream = guest.guest_connects(&listener, 5000, 80);
+    guest.data(5000, 80, b"hello");
+    assert_eq!(available(&mut stream), b"hello");
+    for port in [81, 0, u32::MAX, 1 << 30] {
+        guest.plain(Operation::Request, 5001, port);
+        assert_eq!(guest.operations(), [Operation::Reset], "port {port}");
+    }
+}
+
+#[test]
+fn a_line_that_asks_for_nothing_closes_the_connection() {
+    let mut guest = Guest::new();
+    for line in ["HELLO\n", "CONNECT x\n", "CONNECT 99999999999\n", "0123456789012345678901234"] {
+        let mut stream = guest.host_connects(line);
+        assert_eq!(guest.operations(), []);
+        let ended = stream.read(&mut [0; 1]);
+        let reset = matches!(&ended, Err(error) if error.kind() == ErrorKind::ConnectionReset);
+        assert!(matches!(ended, Ok(0)) || reset, "{line:?}: {ended:?}");
+    }
+}
+
+#[test]
+fn a_port_where_nobody_listens_closes_the_connection() {
+    let mut guest = Guest::new();
+    let mut stream = guest.host_connects(&format!("CONNECT {PORT}\n"));
+    let host_port = guest.receive()[0].0.source_port;
+    guest.plain(Operation::Reset, PORT, host_port);
+    assert!(is_closed(&mut stream));
+    assert_eq!(guest.operations(), [], "a reset is not answered");
+}
+
+#[test]
+fn without_a_driver_the_host_is_turned_away_at_once() {
+    let guest = Guest::new();
+    guest.driven.put(virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS, 0);
+    let mut stream = guest.host_connects("CONNECT 1\n");
+    guest.driven.transport.host_event();
+    let ended = stream.read(&mut [0; 1]);
+    assert!(!matches!(&ended, Err(error) if error.kind() == ErrorKind::WouldBlock), "{ended:?}");
+}
+
+#[test]
+fn a_guest_that_does_not_answer_is_given_up() {
+    let mut guest = Guest::new();
+    let mut stream = guest.host_connects(&format!("CONNECT {PORT}\n"));
+    assert_eq!(guest.operations(), [Operation::Request]);
+    let began = Instant::now();
+    let mut ended = false;
+    while !ended && began.elapsed() < Duration::from_secs(15) {
+        // the deadline is a timer of the kernel
+        std::thread::sleep(Duration::from_millis(100));
+        guest.driven.transport.host_event();
+        ended = is_closed(&mut stream);
+    }
+    assert!(ended);
+    assert_eq!(guest.operations(), [Operation::Reset]);
+}
+
+#[test]
+fn the_host_sends_no_more_than_the_guest_has_room_for() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    guest.plain(Operation::Request, 5000, 80);
+    let mut stream = listener.accept().expect("connected").0;
+    guest.receive();
+    let room = |guest: &mut Guest, buffer_bytes, forwarded| {
+        let header = guest.header(Operation::CreditUpdate, 5000, 80);
+        guest.send(Header { buffer_bytes, forwarded, ..header }, &[]);
+    };
+    room(&mut guest, 10, 0);
+    stream.write_all(b"0123456789abcdef").expect("sent");
+    let packets = guest.receive();
+    assert_eq!(packets[0].1, b"0123456789");
+    let rest: Vec<_> = packets[1..].iter().map(|(header, _)| operation(header)).collect();
+    assert_eq!(rest, [Operation::CreditRequest], "asked once, sent nothing more");
+    room(&mut guest, 10, 4);
+    assert_eq!(guest.receive()[0].1, b"abcd");
+    room(&mut guest, 0, 14);
+    assert_eq!(guest.operations(), [], "it was asked already");
+    // a guest that says it took more than it got has no room
+    room(&mut guest, 10, 1000);
+    assert_eq!(guest.receive().iter().map(|packet| packet.1.len()).sum::<usize>(), 0);
+    room(&mut guest, u32::MAX, 14);
+    assert_eq!(guest.receive()[0].1, b"ef");
+}
+
+#[test]
+fn a_guest_that_sends_more_than_its_credit_is_reset() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    let _stream = guest.guest_connects(&listener, 5000, 80);
+    let block = vec![1; 32 * 1024];
+    // the host does not read: its socket takes some, the rest waits here, and no more than that
+    for _ in 0..64 {
+        guest.data(5000, 80, &block);
+        if guest.operations().contains(&Operation::Reset) {
+            assert_eq!(guest.driven.guest_errors(), 1);
+            return;
+        }
+    }
+    panic!("2 MiB were taken for a host that reads nothing");
+}
+
+#[test]
+fn the_guest_gets_credit_back_as_the_host_reads() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    let mut stream = guest.guest_connects(&listener, 5000, 80);
+    let (mut sent, mut read, mut forwarded) = (0u32, Vec::new(), 0u32);
+    let block = vec![9; 4096];
+    while read.len() < 4 << 20 {
+        while sent - forwarded + 4096 <= BUFFER_BYTES {
+            guest.data(5000, 80, &block);
+            sent += 4096;
+        }
+        read.extend(available(&mut stream));
+        for (header, _) in guest.receive() {
+            assert_ne!(operation(&header), Operation::Reset);
+            assert_eq!(header.buffer_bytes, BUFFER_BYTES);
+            forwarded = header.forwarded;
+        }
+        assert!(sent - forwarded <= BUFFER_BYTES);
+    }
+    assert!(read.iter().all(|byte| *byte == 9));
+    assert_eq!(guest.driven.guest_errors(), 0);
+}
+
+#[test]
+fn a_credit_request_is_answered() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    let _stream = guest.guest_connects(&listener, 5000, 80);
+    guest.data(5000, 80, b"12345");
+    guest.plain(Operation::CreditRequest, 5000, 80);
+    let packets = guest.receive();
+    assert_eq!(operation(&packets[0].0), Operation::CreditUpdate);
+    assert_eq!(packets[0].0.forwarded, 5);
+}
+
+#[test]
+fn after_the_host_stopped_sending_the_guest_still_delivers() {
+    let mut guest = Guest::new();
+    let (mut stream, host_port) = guest.host_connected();
+    stream.write_all(b"last words").expect("sent");
+    stream.shutdown(Shutdown::Write).expect("half-closed");
+    let packets = guest.receive();
+    assert_eq!(packets[0].1, b"last words");
+    assert_eq!((operation(&packets[1].0), packets[1].0.flags), (Operation::Shutdown, SHUTDOWN_SEND));
+    guest.data(PORT, host_port, b"the answer");
+    assert_eq!(available(&mut stream), b"the answer");
+    guest.shutdown(PORT, host_port, BOTH);
+    assert!(is_closed(&mut stream));
+    assert_eq!(guest.operations(), [Operation::Reset], "the end is confirmed");
+}
+
+#[test]
+fn after_the_guest_stopped_sending_the_host_still_delivers() {
+    let mut guest = Guest::new();
+    let (mut stream, host_port) = guest.host_connected();
+    guest.data(PORT, host_port, b"a question");
+    guest.shutdown(PORT, host_port, SHUTDOWN_SEND);
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).expect("the end of file came");
+    assert_eq!(all, b"a question");
+    stream.write_all(b"an answer").expect("sent");
+    drop(stream);
+    let packets = guest.receive();
+    assert_eq!(packets[0].1, b"an answer");
+    assert_eq!(operation(&packets[1].0), Operation::Shutdown);
+    guest.shutdown(PORT, host_port, BOTH);
+    assert_eq!(guest.operations(), [Operation::Reset]);
+}
+
+/// What the guest sent before it closed or reset must reach a host that reads slowly.
+#[test]
+fn the_rest_is_delivered_after_close_and_after_reset() {
+    for by_reset in [false, true] {
+        let mut guest = Guest::new();
+        let (mut stream, host_port) = guest.host_connected();
+        let mut sent = 0;
+        let block = vec![3; 16 * 1024];
+        // until the host's socket is full and bytes wait in the device
+        let mut forwarded = 0;
+        while sent - forwarded == 0 {
+            guest.data(PORT, host_port, &block);
+            sent += block.len() as u32;
+            guest.plain(Operation::CreditRequest, PORT, host_port);
+            forwarded = guest.receive().last().expect("an update").0.forwarded;
+        }
+        if by_reset {
+            guest.plain(Operation::Reset, PORT, host_port);
+        } else {
+            guest.shutdown(PORT, host_port, BOTH);
+        }
+        assert_eq!(guest.operations(), []);
+        let mut got = 0;
+        let began = Instant::now();
+        loop {
+            let mut chunk = [0; 4096];
+            match stream.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(read) => got += read as u32,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+            guest.driven.transport.host_event();
+            assert!(began.elapsed() < Duration::from_secs(20), "the end of file did not come");
+        }
+        assert_eq!(got, sent);
+        let expected: &[Operation] = if by_reset { &[] } else { &[Operation::Reset] };
+        assert_eq!(guest.operations(), expected);
+    }
+}
+
+#[test]
+fn a_host_that_is_gone_is_told_to_the_guest() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    let stream = guest.guest_connects(&listener, 5000, 80);
+    drop(stream);
+    let packets = guest.receive();
+    assert_eq!((operation(&packets[0].0), packets[0].0.flags), (Operation::Shutdown, SHUTDOWN_SEND));
+    guest.data(5000, 80, b"into the void");
+    let packets = guest.receive();
+    assert_eq!((operation(&packets[0].0), packets[0].0.flags), (Operation::Shutdown, BOTH));
+    guest.plain(Operation::Reset, 5000, 80);
+    assert_eq!(guest.operations(), []);
+}
+
+#[test]
+fn packets_for_unknown_connections_are_reset_but_resets_are_not() {
+    let mut guest = Guest::new();
+    for operation in
+        [Operation::Response, Operation::Shutdown, Operation::CreditUpdate, Operation::CreditRequest]
+    {
+        guest.plain(operation, 1, 2);
+        assert_eq!(guest.operations(), [Operation::Reset]);
+    }
+    guest.data(1, 2, b"x");
+    assert_eq!(guest.operations(), [Operation::Reset]);
+    guest.plain(Operation::Reset, 1, 2);
+    assert_eq!(guest.operations(), []);
+}
+
+#[test]
+fn packets_that_lie_are_counted_and_harm_nobody() {
+    let mut guest = Guest::new();
+    let (mut stream, host_port) = guest.host_connected();
+    let right = guest.header(Operation::ReadWrite, PORT, host_port);
+    for source_cid in [0, 1, 2, 3, u64::MAX] {
+        guest.send(Header { source_cid, bytes: 1, ..right }, b"x");
+    }
+    assert_eq!(guest.operations(), [], "nobody to answer to");
+    guest.send(Header { destination_cid: 9, ..right }, &[]);
+    guest.send(Header { kind: 2, ..right }, &[]);
+    guest.send(Header { operation: 99, ..right }, &[]);
+    assert_eq!(guest.operations(), [Operation::Reset; 3]);
+    assert_eq!(available(&mut stream), b"");
+    assert_eq!(guest.driven.guest_errors(), 8);
+    // longer than its buffers: the connection ends
+    guest.send(Header { bytes: 100, ..right }, b"short");
+    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert!(is_closed(&mut stream));
+    assert_eq!(guest.driven.status() & NEEDS_RESET, 0);
+}
+
+#[test]
+fn a_packet_without_a_whole_header_breaks_the_queue() {
+    let mut guest = Guest::new();
+    guest.driven.rings[TX].send(&[(DATA, HEADER_BYTES as u32 - 1, false)]);
+    guest.driven.transport.queue_event(TX);
+    assert_eq!(guest.driven.status() & NEEDS_RESET, NEEDS_RESET);
+}
+
+#[test]
+fn a_receive_buffer_without_room_breaks_the_queue() {
+    let mut guest = Guest::without_buffers();
+    guest.driven.rings[RX].send(&[(DATA, HEADER_BYTES as u32, true)]);
+    guest.plain(Operation::Response, 1, 2);
+    assert_eq!(guest.driven.status() & NEEDS_RESET, NEEDS_RESET);
+}
+
+#[test]
+fn the_guest_may_open_so_many_connections_and_the_host_still_gets_through() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    let mut held = Vec::new();
+    for port in 0..300 {
+        guest.plain(Operation::Request, port, 80);
+        held.extend(listener.accept().ok());
+        let expected =
+            if (port as usize) < MAX_GUEST_CONNECTIONS { Operation::Response } else { Operation::Reset };
+        assert_eq!(guest.operations(), [expected], "connection {port}");
+    }
+    assert_eq!(held.len(), MAX_GUEST_CONNECTIONS);
+    guest.host_connected();
+}
+
+#[test]
+fn all_connections_together_are_bounded() {
+    let mut guest = Guest::new();
+    let mut held = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        held.push(guest.host_connected());
+    }
+    let mut one_more = guest.host_connects("CONNECT 1\n");
+    assert_eq!(guest.operations(), []);
+    let ended = one_more.read(&mut [0; 1]);
+    assert!(!matches!(&ended, Err(error) if error.kind() == ErrorKind::WouldBlock), "{ended:?}");
+    drop(held);
+    // a file descriptor for each is all that they cost: once the guest lets go there is room again
+    loop {
+        let packets = guest.receive();
+        if packets.is_empty() {
+            break;
+        }
+        for (header, _) in packets {
+            guest.plain(Operation::Reset, PORT, header.source_port);
+            guest.driven.rings[TX].take_used();
+        }
+    }
+    guest.host_connected();
+}
+
+#[test]
+fn a_guest_that_takes_no_packets_cannot_make_resets_pile_up() {
+    let mut guest = Guest::without_buffers();
+    let sent = 3 * MAX_RESETS;
+    let mut taken = 0;
+    for port in 0..sent {
+        let header = guest.header(Operation::Shutdown, port as u32, 2);
+        guest.driven.write(DATA, &header.encode());
+        // as far as the ring has room
+        if port - taken < 256 {
+            guest.driven.rings[TX].send(&[(DATA, HEADER_BYTES as u32, false)]);
+            guest.driven.transport.queue_event(TX);
+        }
+        taken += guest.driven.rings[TX].take_used().len();
+    }
+    assert_eq!(taken, MAX_RESETS, "then the device stops taking");
+    // with buffers it goes on, and every packet is answered
+    let mut resets = 0;
+    for _ in 0..20 {
+        guest.post(64);
+        guest.driven.transport.queue_event(TX);
+        resets += guest.operations().len();
+        taken += guest.driven.rings[TX].take_used().len();
+    }
+    assert!(taken > MAX_RESETS);
+    assert_eq!(resets, taken);
+}
+
+#[test]
+fn reopening_a_connection_with_the_same_ports_ends_the_old_one() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    let mut old = guest.guest_connects(&listener, 5000, 80);
+    let mut new = guest.guest_connects(&listener, 5000, 80);
+    assert!(is_closed(&mut old));
+    guest.data(5000, 80, b"new");
+    assert_eq!(available(&mut new), b"new");
+}
+
+#[test]
+fn a_storm_of_requests_without_receive_buffers_keeps_the_queue_of_packets_short() {
+    let mut guest = Guest::without_buffers();
+    let listener = guest.listen(80);
+    let mut last = None;
+    for _ in 0..2000 {
+        guest.plain(Operation::Request, 5000, 80);
+        last = listener.accept().ok();
+        guest.driven.rings[TX].take_used();
+    }
+    assert!(last.is_some());
+    guest.post(128);
+    assert_eq!(guest.operations(), [Operation::Response], "one connection is left, with one answer");
+}
+
+#[test]
+fn a_driver_reset_closes_everything() {
+    let mut guest = Guest::new();
+    let (mut stream, _) = guest.host_connected();
+    guest.driven.put(virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS, 0);
+    assert!(is_closed(&mut stream));
+}
+
+#[test]
+fn large_transfers_to_the_guest_arrive_whole() {
+    let mut guest = Guest::new();
+    let (mut stream, host_port) = guest.host_connected();
+    let text: Vec<u8> = (0..1_000_000u32).map(|n| (n % 251) as u8).collect();
+    let (mut offered, mut got) = (0, Vec::new());
+    while got.len() < text.len() {
+        if let Ok(sent) = stream.write(&text[offered..]) {
+            offered += sent;
+        }
+        for (header, payload) in guest.receive() {
+            assert_eq!(operation(&header), Operation::ReadWrite);
+            got.extend(payload);
+        }
+        let header = guest.header(Operation::CreditUpdate, PORT, host_port);
+        guest.send(Header { forwarded: got.len() as u32, ..header }, &[]);
+        guest.driven.rings[TX].take_used();
+    }
+    assert!(got == text);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Any sequence of packets is survived: no panic, bounded tables, and the device still serves the host.
+    #[test]
+    fn any_packets_are_survived(
+        packets in proptest::collection::vec(
+            (0..9u16, 0..3u32, 0..3u32, 0..5u32, prop_oneof![0..200u32, any::<u32>()], any::<u32>(), any::<u32>()), 0..120),
+    ) {
+        let mut guest = Guest::new();
+        let listener = guest.listen(2);
+        let mut held = Vec::new();
+        for (number, guest_port, host_port, flags, bytes, buffer_bytes, forwarded) in packets {
+            let header = guest.header(Operation::Request, guest_port, host_port);
+            let header = Header { operation: number, flags, bytes, buffer_bytes, forwarded, ..header };
+            guest.send(header, &[5; 100]);
+            guest.driven.rings[TX].take_used();
+            held.extend(listener.accept().ok());
+            guest.receive();
+        }
+        prop_assert_eq!(guest.driven.status() & NEEDS_RESET, 0);
+        guest.host_connected();
+    }
+}
