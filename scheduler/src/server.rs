@@ -17,6 +17,7 @@ use pinfold_proto::node::v1::node_session_service_server::NodeSessionServiceServ
 use pinfold_service::CancellationToken;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tonic::server::NamedService;
 use tonic::transport::Server;
 use tonic_reflection::server::Builder as ReflectionBuilder;
 
@@ -96,8 +97,19 @@ fn bounded(config: &ServerConfig) -> Server {
         .accept_http1(false)
 }
 
+/// Names what is served here; the descriptors hold more (the guest's API).
 fn reflection() -> ReflectionBuilder<'static> {
-    ReflectionBuilder::configure()
+    let served = [
+        SandboxServiceServer::<SandboxApi>::NAME,
+        ProcessServiceServer::<ProcessApi>::NAME,
+        FileServiceServer::<FileApi>::NAME,
+        NodeServiceServer::<FleetApi>::NAME,
+        NodeSessionServiceServer::<NodeApi>::NAME,
+        "grpc.health.v1.Health",
+    ];
+    served
+        .into_iter()
+        .fold(ReflectionBuilder::configure(), ReflectionBuilder::with_service_name)
         .register_encoded_file_descriptor_set(pinfold_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }

@@ -56,11 +56,11 @@ pub fn in_range<T: PartialOrd + fmt::Display>(
 pub enum ConfigError {
     #[error("there is no configuration file {}", path.display())]
     NoFile { path: PathBuf },
-    #[error("the configuration cannot be used: {0}")]
+    #[error("the configuration cannot be used")]
     Unreadable(#[from] Box<figment::Error>),
-    #[error("the configuration cannot be used: {0}")]
+    #[error("the configuration cannot be used")]
     Value(#[from] BadValue),
-    #[error("the configuration cannot be written as TOML: {0}")]
+    #[error("the configuration cannot be written as TOML")]
     Unwritable(#[from] toml::ser::Error),
 }
 
@@ -181,6 +181,11 @@ mod tests {
         file
     }
 
+    /// As `main` prints it: with its cause, which is said once.
+    fn message(outcome: Result<Sample, ConfigError>) -> String {
+        format!("{:#}", anyhow::Error::from(outcome.unwrap_err()))
+    }
+
     #[test]
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
         let file = file("listen = \"file\"\n[relay]\nqueue = 9\n");
@@ -198,7 +203,7 @@ mod tests {
     fn an_unknown_key_is_refused_by_name() {
         for text in ["lisen = \"x\"\n", "[relay]\nqeue = 3\n"] {
             let file = file(text);
-            let error = load::<Sample>(Some(file.path()), &Flags::default()).unwrap_err().to_string();
+            let error = message(load::<Sample>(Some(file.path()), &Flags::default()));
             assert!(error.contains("unknown field"), "{error}");
             assert!(error.contains("lisen") || error.contains("qeue"), "{error}");
         }
@@ -207,8 +212,8 @@ mod tests {
     #[test]
     fn a_value_out_of_bounds_is_refused_with_its_bounds() {
         let file = file("[relay]\nqueue = 101\n");
-        let error = load::<Sample>(Some(file.path()), &Flags::default()).unwrap_err().to_string();
-        assert!(error.ends_with("relay.queue is 101: allowed is 1 to 100"), "{error}");
+        let error = message(load::<Sample>(Some(file.path()), &Flags::default()));
+        assert_eq!(error, "the configuration cannot be used: relay.queue is 101: allowed is 1 to 100");
     }
 
     #[test]

@@ -35,8 +35,7 @@ impl Engine {
     pub fn step(&mut self, now: Timestamp, event: Event) -> Vec<Effect> {
         let state = &mut self.state;
         let before = state.revision;
-        state.now = state.now.max(now);
-        lifetimes::notice_stall(state);
+        lifetimes::pass_time(state, now);
         match event {
             Event::Create { call, tenant, request_id, sandbox_id, spec } => {
                 admission::create(state, call, Wanted { tenant, request_id, sandbox_id, spec: *spec });
@@ -69,13 +68,11 @@ impl Engine {
         effects
     }
 
-    /// When the next [`Event::Tick`] is due; a time that has passed means now.
+    /// When the next [`Event::Tick`] is due, unless another event comes before; a time that has passed means now. As long as
+    /// anything can become due that is at most a second from the last step: an engine that is stepped late takes it that
+    /// the driver stood still, and judges nobody by the silence of that time.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        let state = &self.state;
-        if state.queue.unfinished {
-            return Some(state.now);
-        }
-        state.timers.first().map(|first| first.max(state.timers_held_until))
+        lifetimes::next_step(&self.state)
     }
 
     /// The revision of the last change.

@@ -18,7 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 #[serde(transparent)]
 pub struct CallId(pub u64);
 
-/// One stream of one node. The driver never uses a number twice, not even after a restart of the node.
+/// One stream of one node. The driver numbers streams in the order in which they were opened and never uses a number
+/// twice in the life of an engine, so that a late registration on an older stream is told from a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionId(pub u64);
@@ -70,7 +71,7 @@ pub enum Event {
     /// A caller wants it gone: it is stopped first if need be and then removed. Answered with its last state. May be
     /// repeated.
     Delete { call: CallId, request_id: RequestId, sandbox_id: SandboxId },
-    /// A node's session began. It replaces the session that the node had.
+    /// A node's session began. It replaces an older session of the node; if the node has a newer one it is closed.
     NodeJoined { node: Box<NodeRegistration> },
     /// The full list of what lives on a node. It is authoritative.
     Heartbeat { node: NodeId, session: SessionId, statuses: Vec<NodeReport> },

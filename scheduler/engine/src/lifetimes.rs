@@ -1,9 +1,10 @@
 //! What becomes due: a sandbox's time to live, its start, an assignment that nobody accepted, the end of its retention;
 //! a node's silence.
 //!
-//! **A late driver judges nobody.** If the engine was not stepped for so long that a deadline passed by more than
-//! [`STALL`], then the heartbeats and reports of that time may still wait in the driver's inbox. All timers are then held
-//! for as long as a node may be silent. Times to live are kept by the nodes too, so nothing outlives its time by this.
+//! **A driver that stood still judges nobody.** As long as anything can become due the engine asks to be stepped once a
+//! [`PULSE`]. If it was not, for [`STALL`] longer than that (a suspended machine, a starved process), then the heartbeats
+//! and reports of that time may still wait in the driver's inbox. All timers are then held for as long as a node may be
+//! silent. Times to live are kept by the nodes too, so nothing outlives its time by this.
 
 use crate::cluster::liveness;
 use crate::state::{Ending, State};
@@ -11,15 +12,25 @@ use crate::timers::TimerKey;
 use crate::{assignment, ending};
 use pinfold_domain::{Cause, Millis, Phase, Reason, SandboxId, Timestamp};
 
-/// A deadline missed by more than this shows that the driver stood still.
+/// The engine is stepped at least so often while anything can become due.
+const PULSE: Millis = Millis::from_secs(1);
+/// A pulse that is late by more than this shows that the driver stood still.
 const STALL: Millis = Millis::from_secs(2);
 
-/// Called with the time of a step before its event: holds the timers if the driver stood still.
-pub(crate) fn notice_stall(state: &mut State) {
-    let held = state.timers_held_until;
-    if let Some(due) = state.timers.first().map(|first| first.max(held))
-        && state.now.since(due) > STALL
-    {
+/// When the engine wants to be stepped next.
+pub(crate) fn next_step(state: &State) -> Option<Timestamp> {
+    if state.queue.unfinished {
+        return Some(state.now);
+    }
+    let first = state.timers.first()?;
+    Some(first.max(state.timers_held_until).min(state.now.after(PULSE)))
+}
+
+/// Takes the time of a step, before its event, and holds the timers if the driver stood still.
+pub(crate) fn pass_time(state: &mut State, now: Timestamp) {
+    let stood_still = now.since(state.now).0 > PULSE.0 + STALL.0;
+    state.now = state.now.max(now);
+    if stood_still && state.timers.first().is_some() {
         state.timers_held_until = state.now.after(state.config.suspect_after);
     }
 }

@@ -8,8 +8,11 @@
 //! | anything else that has ended | | forget |
 //! | anything else that lives | | stop |
 //! | nothing | Assigned, never accepted | at a new session: assigned again, same epoch; else its time-out decides |
-//! | nothing | Stopping | it has ended |
-//! | nothing | accepted before | failed with NodeForgot: at once at a new session, else after `forgotten_after` |
+//! | nothing for `forgotten_after` | Stopping | it has ended |
+//! | nothing for `forgotten_after` | accepted before | failed with NodeForgot |
+//!
+//! One list never ends a sandbox by lacking it: it may have been made up a moment before the node accepted, and the first
+//! list of a session may have been on its way for longer than the whole session after it.
 
 use crate::event::{Effect, NodeReport, SessionId};
 use crate::state::{Ending, State};
@@ -196,9 +199,8 @@ fn not_listed(state: &mut State, node: &NodeId, id: SandboxId, occasion: Occasio
         }
         return;
     }
-    // a list may have been made up a moment before the node accepted
     let since: Timestamp = *reservation.missing_since.get_or_insert(now);
-    if occasion == Occasion::Heartbeat && now.since(since) < forgotten_after {
+    if now.since(since) < forgotten_after {
         return;
     }
     let ending = match cause.filter(|_| phase == Phase::Stopping) {

@@ -90,7 +90,11 @@ pub async fn hear<T>(
     use relay_request::Frame;
     let frame = match from_node.message().await {
         Ok(Some(request)) => request.frame,
-        Ok(None) | Err(_) => return Err(status::refuse(cut())),
+        Ok(None) => return Err(status::refuse(cut())),
+        Err(error) => {
+            tracing::debug!(%error, "a relay broke");
+            return Err(status::refuse(cut()));
+        }
     };
     match frame {
         Some(Frame::End(_)) => Ok(None),

@@ -28,6 +28,12 @@ pub(crate) fn joined(state: &mut State, mut registration: NodeRegistration) {
         state.outbox.send(Effect::CloseSession { node: id, session, why });
         return;
     }
+    if let Some(newer) = state.cluster.get(&id).and_then(|entry| entry.session).filter(|held| *held > session)
+    {
+        let why = format!("session {} of this node is newer", newer.0);
+        state.outbox.send(Effect::CloseSession { node: id, session, why });
+        return;
+    }
     let now = state.now;
     let statuses = std::mem::take(&mut registration.statuses);
     let entry = state.cluster.entry(&id, now);

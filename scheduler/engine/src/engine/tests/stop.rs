@@ -73,8 +73,10 @@ fn a_stop_before_the_node_accepted() {
 
     let other = bench.create("b");
     bench.stop(&other).unwrap();
-    // the node never got it: its next session's list shows that
+    // the node never got it: its next session's lists show that
     bench.join(registration("n0", 2, room(1)));
+    assert_eq!(bench.phase(&other), Phase::Stopping);
+    bench.advance_with_heartbeats(bench.config.forgotten_after, &[("n0", 2, vec![])]);
     assert_eq!((bench.phase(&other), bench.reason(&other)), (Phase::Stopped, Reason::StopRequested));
 }
 

@@ -1,0 +1,124 @@
+//! The agent's session: dial, register, obey, dial again.
+
+use super::node::Node;
+use super::{OnAssign, REDIAL, guest};
+use pinfold_proto::api::v1 as api;
+use pinfold_proto::node::v1 as wire;
+use pinfold_proto::node::v1::node_session_service_client::NodeSessionServiceClient;
+use pinfold_proto::node::v1::session_request::Message;
+use pinfold_proto::node::v1::session_response::Message as Command;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+
+/// A stream window, and room for a thousand of them, so that streams which nobody reads do not stall the session.
+const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 128 * 1024 * 1024;
+
+pub async fn run(node: Arc<Node>) {
+    loop {
+        let why = match session(&node).await {
+            Ok(()) => "the scheduler ended the session".to_owned(),
+            Err(status) => status.message().to_owned(),
+        };
+        node.set_session(None);
+        node.stats.send_modify(|stats| {
+            stats.ended += 1;
+            stats.last_end = why;
+        });
+        tokio::time::sleep(REDIAL).await;
+    }
+}
+
+async fn connect(endpoint: &str) -> Result<Channel, tonic::Status> {
+    let endpoint = Endpoint::from_shared(endpoint.to_owned()).expect("a good address");
+    let endpoint = endpoint
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    endpoint.connect().await.map_err(|error| tonic::Status::unavailable(error.to_string()))
+}
+
+/// One session. The relays of a session end with it.
+async fn session(node: &Arc<Node>) -> Result<(), tonic::Status> {
+    let mut client = NodeSessionServiceClient::new(connect(&node.endpoint).await?);
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let register = wire::Register { sandboxes: node.statuses(), ..node.config.register.clone() };
+    let first = wire::SessionRequest { message: Some(Message::Register(register)) };
+    sender.send(first).expect("the receiver is in this function");
+    let mut commands = client.session(UnboundedReceiverStream::new(receiver)).await?.into_inner();
+    node.set_session(Some(sender));
+    let mut relays = JoinSet::new();
+    let mut heartbeat = tokio::time::interval(Duration::from_millis(100));
+    loop {
+        let command = tokio::select! {
+            command = commands.message() => command?,
+            _ = heartbeat.tick() => {
+                // a session that is over is noticed by reading
+                let _ = node.say(Message::Heartbeat(wire::Heartbeat { sandboxes: node.statuses() }));
+                continue;
+            }
+        };
+        let Some(wire::SessionResponse { term, message: Some(message) }) = command else { return Ok(()) };
+        node.stats.send_modify(|stats| stats.term = term);
+        match message {
+            Command::OpenRelay(open) if node.config.answers_relays => {
+                relays.spawn(guest::relay(Arc::clone(node), client.clone(), open));
+            }
+            command => obey(node, command),
+        }
+        if node.config.deaf {
+            return deaf(node).await;
+        }
+    }
+}
+
+/// Reads no more, so that writing is how it notices the end.
+async fn deaf(node: &Node) -> Result<(), tonic::Status> {
+    while node.say(Message::Heartbeat(wire::Heartbeat { sandboxes: node.statuses() })) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Err(tonic::Status::unavailable("the session was cut"))
+}
+
+fn obey(node: &Node, command: Command) {
+    match command {
+        Command::Registered(_) => node.stats.send_modify(|stats| stats.sessions += 1),
+        Command::Assign(assign) => on_assign(node, &assign),
+        Command::Stop(stop) => {
+            node.stats.send_modify(|stats| stats.stopped += 1);
+            node.report(&stop.sandbox_id, api::Phase::Stopping, stop.cause.clone());
+            node.report(&stop.sandbox_id, api::Phase::Stopped, stop.cause);
+        }
+        Command::Forget(forget) => {
+            node.forget(&forget.sandbox_id);
+            node.stats.send_modify(|stats| stats.forgotten += 1);
+        }
+        Command::OpenRelay(_) => {}
+    }
+}
+
+fn on_assign(node: &Node, assign: &wire::Assign) {
+    node.stats.send_modify(|stats| stats.assigned += 1);
+    let id = &assign.sandbox_id;
+    match &node.config.on_assign {
+        OnAssign::Ignore => {}
+        OnAssign::Refuse(cause) => {
+            let (sandbox_id, cause) = (id.clone(), Some(cause.clone()));
+            let _ = node.say(Message::Refuse(wire::Refuse { sandbox_id, epoch: assign.epoch, cause }));
+        }
+        on_assign => {
+            if !node.assign(assign) {
+                return;
+            }
+            node.report(id, api::Phase::Starting, None);
+            match on_assign {
+                OnAssign::Run => node.report(id, api::Phase::Running, None),
+                OnAssign::Fail(cause) => node.report(id, api::Phase::Failed, Some(cause.clone())),
+                OnAssign::Start | OnAssign::Ignore | OnAssign::Refuse(_) => {}
+            }
+        }
+    }
+}
