@@ -8,7 +8,7 @@ impl Rng {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -18,7 +18,7 @@ impl Rng {
 
     /// 0 to `bound` - 1; 0 when `bound` is 0. The bias of the remainder does not matter here.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
+        self.draw() % bound.max(1)
     }
 
     /// Both ends included.
@@ -28,9 +28,5 @@ impl Rng {
 
     pub fn percent(&mut self, chance: u64) -> bool {
         self.below(100) < chance
-    }
-
-    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
-        from.get(usize::try_from(self.below(from.len() as u64)).unwrap_or(0))
     }
 }

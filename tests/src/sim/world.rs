@@ -12,6 +12,7 @@ use pinfold_engine::{Effect, EngineConfig, Event, NodeRegistration, PlacementPol
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+mod calls;
 mod faults;
 
 /// How hard life is in a run.
@@ -62,6 +63,26 @@ struct Host {
     heard: Vec<Timestamp>,
     /// the newest session that registered: what older ones say is not heard
     registered: Option<SessionId>,
+}
+
+impl Host {
+    fn new(index: usize, size: u64, stormy: bool, rng: &mut Rng) -> Self {
+        let mut images = BTreeSet::from(["base".to_owned()]);
+        if rng.percent(50) {
+            images.insert("rare".to_owned());
+        }
+        let id = format!("n{index}").parse().expect("a DNS label");
+        let habits = if stormy { faults::habits(rng) } else { faults::GOOD_HABITS };
+        Self {
+            sim: SimNode::new(id, units(size), images, habits),
+            up: true,
+            life: 1,
+            session: None,
+            cut_until: START,
+            heard: vec![START],
+            registered: None,
+        }
+    }
 }
 
 pub(super) struct World {
@@ -129,7 +150,7 @@ impl World {
         };
         let sizes: Vec<u64> = (0..rng.between((1, 5))).map(|_| rng.between((2, 8))).collect();
         let hosts =
-            sizes.iter().enumerate().map(|(index, size)| host(index, *size, stormy, &mut rng)).collect();
+            sizes.iter().enumerate().map(|(index, size)| Host::new(index, *size, stormy, &mut rng)).collect();
         let largest = sizes.iter().copied().max().unwrap_or(1);
         let count = rng.between((5, 40)) as usize;
         let clients = Clients::new(count, largest, &mut rng);
@@ -286,8 +307,8 @@ impl World {
         }
         match next {
             Next::Register { session, registration } => self.registers(session, registration),
-            Next::ToScheduler { session, message } => self.to_scheduler(session, message),
-            Next::ToNode { session, command } => return self.to_node(session, command),
+            Next::ToScheduler { session, message } => self.reaches_scheduler(session, message),
+            Next::ToNode { session, command } => return self.reaches_node(session, command),
             Next::SchedulerHearsEnd { session } => {
                 if let Some(link) = self.links.remove(&session) {
                     let node = self.hosts[link.node].sim.id.clone();
@@ -317,15 +338,6 @@ impl World {
             Next::Fault => return self.fault(),
         }
         Ok(())
-    }
-
-    fn call(&mut self, op: Op) {
-        if self.driver.engine.is_none() {
-            return self.after(700, Next::Call(op));
-        }
-        if let Some(event) = self.clients.call(op) {
-            self.step(event);
-        }
     }
 
     fn committed(&mut self) -> Result<(), String> {
@@ -379,46 +391,10 @@ impl World {
         Ok(())
     }
 
-    /// What a client does with a sandbox that it just got.
-    fn plan(&mut self, client: usize) {
-        if self.rng.percent(20) {
-            let ms = self.rng.between((0, 5_000));
-            self.after(ms, Next::Call(Op { client, act: Act::Create }));
-        }
-        if self.rng.percent(10) {
-            let ms = self.rng.between((0, 5_000));
-            self.after(ms, Next::Call(Op { client, act: Act::Conflict }));
-        }
-        for (chance, act) in [(60, Act::Stop), (25, Act::Delete), (10, Act::Delete)] {
-            if self.rng.percent(chance) {
-                let ms = self.rng.between((0, 90_000));
-                self.after(ms, Next::Call(Op { client, act }));
-            }
-        }
-    }
-
     fn host(&self, node: &NodeId) -> Result<usize, String> {
         self.hosts
             .iter()
             .position(|host| host.sim.id == *node)
             .ok_or_else(|| format!("there is no node {node}"))
-    }
-}
-
-fn host(index: usize, size: u64, stormy: bool, rng: &mut Rng) -> Host {
-    let mut images = BTreeSet::from(["base".to_owned()]);
-    if rng.percent(50) {
-        images.insert("rare".to_owned());
-    }
-    let id = format!("n{index}").parse().expect("a DNS label");
-    let habits = if stormy { faults::habits(rng) } else { faults::GOOD_HABITS };
-    Host {
-        sim: SimNode::new(id, units(size), images, habits),
-        up: true,
-        life: 1,
-        session: None,
-        cut_until: START,
-        heard: vec![START],
-        registered: None,
     }
 }

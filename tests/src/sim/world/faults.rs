@@ -78,7 +78,7 @@ impl World {
         self.at(at, Next::ToScheduler { session, message });
     }
 
-    pub(super) fn to_scheduler(&mut self, session: SessionId, message: Message) {
+    pub(super) fn reaches_scheduler(&mut self, session: SessionId, message: Message) {
         let Some(link) = self.links.get(&session) else { return };
         let host = &mut self.hosts[link.node];
         let node = host.sim.id.clone();
@@ -113,7 +113,7 @@ impl World {
         }
     }
 
-    pub(super) fn to_node(&mut self, session: SessionId, command: Command) -> Result<(), String> {
+    pub(super) fn reaches_node(&mut self, session: SessionId, command: Command) -> Result<(), String> {
         let Some(link) = self.links.get(&session) else { return Ok(()) };
         let node = link.node;
         let host = &mut self.hosts[node];
