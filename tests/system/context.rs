@@ -8,6 +8,7 @@ use pinfold_cli::dev::virtual_node::{Acceleration, StartLimits, VirtualNode};
 use pinfold_cli::progress::Progress;
 use pinfold_domain::SandboxId;
 use pinfold_sdk::{Client, ExecOptions, NewSandbox, Outcome, Output, Sandbox, SandboxFilter};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -63,17 +64,24 @@ impl FleetGuard {
         !self.context.node.answers(limit).await
     }
 
-    /// The end of the node's console and of the scheduler's log.
-    pub async fn evidence(&self) -> String {
-        let log =
-            self.context.fleet.lock().await.state.scheduler.as_ref().map(|scheduler| scheduler.log.clone());
-        let log = log.and_then(|log| std::fs::read_to_string(log).ok()).unwrap_or_default();
-        let from = log.len().saturating_sub(3000);
+    /// Where the node's console and the scheduler's log end now.
+    pub async fn mark(&self) -> Mark {
+        let length = |path: PathBuf| std::fs::metadata(path).map_or(0, |metadata| metadata.len() as usize);
+        Mark { console: length(self.context.node.console_path()), log: length(self.scheduler_log().await) }
+    }
+
+    /// What both have said since `mark`.
+    pub async fn evidence(&self, mark: &Mark) -> String {
         format!(
-            "--- end of the node's console\n{}\n--- end of the scheduler's log\n{}\n---",
-            self.context.node.console_tail(40),
-            log.get(from..).unwrap_or(&log)
+            "--- the node's console\n{}\n--- the scheduler's log\n{}\n---",
+            since(&self.context.node.console_path(), mark.console),
+            since(&self.scheduler_log().await, mark.log)
         )
+    }
+
+    async fn scheduler_log(&self) -> PathBuf {
+        let fleet = self.context.fleet.lock().await;
+        fleet.state.scheduler.as_ref().map(|scheduler| scheduler.log.clone()).unwrap_or_default()
     }
 
     /// Ends every process by its pid; an error when one survives.
@@ -87,6 +95,30 @@ impl FleetGuard {
         drop(fleet);
         self.directory.take().map_or(Ok(()), TempDir::close).context("cannot remove the fleet's directory")
     }
+}
+
+/// A point in the logs.
+pub struct Mark {
+    console: usize,
+    log: usize,
+}
+
+/// The last lines behind `offset`, cut to a width that can be read, without colours.
+fn since(path: &Path, offset: usize) -> String {
+    const LINES: usize = 40;
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(bytes.get(offset..).unwrap_or_default()).into_owned();
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| {
+            let mut parts = line.split("\x1b[");
+            let first = parts.next().unwrap_or_default().to_owned();
+            // a colour ends with its `m`
+            let plain = parts.map(|part| part.split_once('m').map_or(part, |(_, text)| text));
+            plain.fold(first, |line, part| line + part).chars().take(240).collect()
+        })
+        .collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 
 impl Drop for FleetGuard {
@@ -169,7 +201,8 @@ impl Context {
 
     /// Pid and resident bytes of a process of the node, by its program's name.
     pub async fn in_node_process(&self, program: &str) -> Result<(u32, u64)> {
-        let command = format!("p=$(pidof -s {program}) && echo $p $(grep VmRSS /proc/$p/status)");
+        let command =
+            format!("p=$(pidof {program} | cut -d' ' -f1) && echo $p $(grep VmRSS /proc/$p/status)");
         let output = self.in_node(&command).await?;
         let words: Vec<&str> = output.split_whitespace().collect();
         let [pid, _, kib, _] = words.as_slice() else { anyhow::bail!("not understood: {output:?}") };

@@ -44,6 +44,7 @@ pub async fn run(filters: &[String]) -> Result<Summary> {
     println!("running {} system tests", chosen.len());
     let mut fleet = FleetGuard::start().await.context("the fleet could not be started")?;
     for case in chosen {
+        let mut mark = fleet.mark().await;
         let mut outcome = run_case(case, &fleet.context).await;
         while outcome.is_err() && summary.new_fleets < MAX_NEW_FLEETS && fleet.node_is_silent(SILENCE).await {
             summary.new_fleets += 1;
@@ -54,6 +55,7 @@ pub async fn run(filters: &[String]) -> Result<Summary> {
             );
             fleet.end().await?;
             fleet = FleetGuard::start().await.context("the fleet could not be started again")?;
+            mark = fleet.mark().await;
             outcome = run_case(case, &fleet.context).await;
         }
         match outcome {
@@ -64,7 +66,7 @@ pub async fn run(filters: &[String]) -> Result<Summary> {
             Err(error) => {
                 summary.failed += 1;
                 println!("test {} ... FAILED\n    {error}", case.name);
-                println!("{}", fleet.evidence().await);
+                println!("{}", fleet.evidence(&mark).await);
             }
         }
     }

@@ -53,8 +53,12 @@ pub async fn run(format: Format) -> Result<i32> {
         }
     }
     rows.extend(virtual_nodes(usable));
-    for name in ["pinfold-scheduler", "pinfold-node-agent", "pinfold-jailer"] {
-        rows.push(found(format!("program: {name}"), artifacts::program(name), Outcome::Fail));
+    // a virtual node brings its own agent and jailer
+    let in_nodes = if usable { Outcome::Fail } else { Outcome::Warn };
+    for (name, missing) in
+        [("pinfold-scheduler", Outcome::Fail), ("pinfold-node-agent", in_nodes), ("pinfold-jailer", in_nodes)]
+    {
+        rows.push(found(format!("program: {name}"), artifacts::program(name), missing));
     }
     let failed = rows.iter().any(|row| row.outcome == Outcome::Fail);
     let view = View { sentence, checks: rows };
@@ -115,5 +119,5 @@ fn text(view: &View) -> String {
             vec![row.check.clone(), outcome.to_owned(), row.detail.clone(), row.advice.clone()]
         })
         .collect();
-    format!("{}\n{}\n", table::grid(&["CHECK", "", "DETAIL", "WHAT TO DO"], &rows), view.sentence)
+    format!("{}\n{}\n", table::grid(&["CHECK", "RESULT", "DETAIL", "WHAT TO DO"], &rows), view.sentence)
 }

@@ -118,7 +118,7 @@ async fn end_sandboxes(fleet: &Fleet) -> Result<u64> {
 
 /// What the node agent finds of sandboxes in the node: nothing, when all have ended.
 pub async fn leftovers(node: &VirtualNode) -> Result<Leftovers> {
-    let command = "pinfold-node-agent leftovers --config /etc/pinfold/node-agent.toml -o json";
+    let command = "pinfold-node-agent leftovers -o json";
     let answer = node.run(command, NODE_LIMIT).await?;
     // the exit code tells whether there is any; what, is in the output
     match serde_json::from_str(answer.output.trim()) {

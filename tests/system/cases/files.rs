@@ -93,20 +93,20 @@ pub async fn special_files_are_refused(context: Context) -> Result<()> {
 }
 
 pub async fn write_past_the_disk_limit_changes_nothing(context: Context) -> Result<()> {
-    let resources = Resources { disk_bytes: 64 * 1024 * 1024, ..defaults::RESOURCES };
+    let resources = Resources { disk_bytes: 32 * 1024 * 1024, ..defaults::RESOURCES };
     let new = NewSandbox { resources: Some(resources), ..NewSandbox::default() };
     let id = context.start(new).await?.id;
     context.shell(id, "echo before > /root/file").await?;
-    let content = vec![7_u8; 128 * 1024 * 1024];
+    let content = vec![7_u8; 40 * 1024 * 1024];
     let write =
         context.client.write_file(id, "/root/file", WriteOptions::default(), &mut content.as_slice()).await;
-    let error = write.err().context("128 MiB fit on a disk of 64 MiB")?;
+    let error = write.err().context("40 MiB fit on a disk of 32 MiB")?;
     ensure!(error.cause().reason == Reason::DiskFull, "{error}");
     let left = context
         .shell(id, "cat /root/file; ls -A /root | grep -vx file | grep -v '^\\.[a-z]*rc$\\|profile' || true");
     let left = left.await?;
     ensure!(left.starts_with("before\n"), "the old content is gone: {left:?}");
     // what was half written is gone, so that there is room again
-    context.shell(id, "dd if=/dev/zero of=/root/again bs=1M count=20 2>/dev/null").await?;
+    context.shell(id, "dd if=/dev/zero of=/root/again bs=1M count=10 2>/dev/null").await?;
     Ok(())
 }
