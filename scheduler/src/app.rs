@@ -118,7 +118,8 @@ fn services(
     sessions: &Arc<Sessions>,
     driver: &DriverHandle,
 ) -> Services {
-    let relays = Arc::new(Relays::new(Arc::clone(sessions), config.relay.clone(), &config.nodes));
+    let relays =
+        Arc::new(Relays::new(Arc::clone(sessions), tasks.clone(), config.relay.clone(), &config.nodes));
     let guests = Guests { view: Arc::clone(view), relays: Arc::clone(&relays) };
     let call_timeout = Duration::from_millis(config.server.call_timeout_ms);
     Services {

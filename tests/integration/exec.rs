@@ -201,7 +201,6 @@ async fn a_node_that_goes_away_is_no_good_end() {
     let fleet = Fleet::new().await;
     let id = fleet.running().await.id;
     let mut process = fleet.exec(id, &["cut"]).await;
-    started(&mut process).await;
-    let error = soon("the cut", process.next()).await.unwrap_err();
+    let error = soon("the cut", process.wait()).await.unwrap_err();
     assert_eq!((error.cause().reason, error.code()), (Reason::NodeUnreachable, Code::Unavailable));
 }

@@ -46,14 +46,20 @@ async fn a_gibibyte_of_stdin_for_a_guest_that_never_reads_is_held_back() {
         counter.fetch_add(piece.len() as u64, Ordering::Relaxed);
         wire::ExecRequest { frame: Some(wire::exec_request::Frame::Stdin(piece.clone())) }
     });
-    let mut raw = ProcessServiceClient::new(fleet.scheduler.channel().await);
+    // a process of its own, as it were: its end closes its connection whatever is still to be said on it
+    let client = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let endpoint = fleet.scheduler.endpoint();
     let frames = futures::stream::iter(std::iter::once(first).chain(rest));
-    let answers = soon("a process", raw.exec(frames)).await.unwrap();
+    let call = client.spawn(async move {
+        let mut raw = ProcessServiceClient::connect(endpoint).await.unwrap();
+        raw.exec(frames).await.unwrap()
+    });
+    let _answers = soon("a process", call).await.unwrap();
     let sent = settled(|| taken.load(Ordering::Relaxed)).await;
     assert!(sent < IN_FLIGHT_BYTES, "{sent} bytes were taken for a guest that reads nothing");
     let growth = resident_bytes().saturating_sub(before);
     assert!(growth < GROWTH_BYTES, "memory grew by {growth} bytes");
-    drop(answers);
+    client.shutdown_background();
     fleet.agent.until_guest("a cancellation", |stats| stats.cancelled == 1).await;
 }
 

@@ -5,3 +5,4 @@ pub mod relay;
 pub mod service;
 pub mod session;
 pub mod sessions;
+mod stuck;

@@ -8,36 +8,51 @@
 //! Invariant: a relay id is used once, by the node that was asked, within its time. Both directions of a link are
 //! HTTP/2 streams with a few frames between them, so that an end that does not read holds its other end back.
 
-use super::convert;
 use super::sessions::Sessions;
+use super::stuck::Watched;
+use super::{convert, stuck};
 use crate::api::status;
 use crate::config::{NodesConfig, RelayConfig};
+use crate::listen::ConnectionHandle;
 use pinfold_domain::{Cause, NodeId, Reason, SandboxId};
 use pinfold_proto::limits::STREAM_QUEUE_FRAMES;
 use pinfold_proto::node::v1 as wire;
 use pinfold_proto::node::v1::relay_request;
 use pinfold_proto::node::v1::session_response::Message;
+use pinfold_service::{CancellationToken, Tasks};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::DropGuard;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 
 /// What the scheduler says on a relay. When the sender is dropped the call ends: for the node the client is gone.
 pub type ToNode = mpsc::Sender<Result<wire::RelayResponse, Status>>;
 
+/// The answer stream of a relay call.
+pub type ToNodeStream = Watched<ReceiverStream<Result<wire::RelayResponse, Status>>>;
+
 /// A joined relay. Dropping it ends the node's call.
 pub struct Link {
     pub to_node: ToNode,
     pub from_node: Streaming<wire::RelayRequest>,
-    pub permit: Permit,
+    _permit: Permit,
+    _over: DropGuard,
+}
+
+/// The node's end of a relay.
+struct Joined {
+    to_node: ToNode,
+    from_node: Streaming<wire::RelayRequest>,
+    over: DropGuard,
 }
 
 /// Room for one stream, given back on drop.
-pub struct Permit {
+struct Permit {
     sandbox: SandboxId,
     relays: Arc<Relays>,
     _slot: OwnedSemaphorePermit,
@@ -60,6 +75,7 @@ pub struct Relays {
     config: RelayConfig,
     first_message_timeout: Duration,
     slots: Arc<Semaphore>,
+    tasks: Tasks,
     state: Mutex<State>,
 }
 
@@ -71,7 +87,7 @@ struct State {
 
 struct Awaited {
     node: NodeId,
-    join: oneshot::Sender<(ToNode, Streaming<wire::RelayRequest>)>,
+    join: oneshot::Sender<Joined>,
 }
 
 /// Takes the id back when nobody waits for it any more.
@@ -87,9 +103,10 @@ impl Drop for Withdraw<'_> {
 }
 
 impl Relays {
-    pub fn new(sessions: Arc<Sessions>, config: RelayConfig, nodes: &NodesConfig) -> Self {
+    pub fn new(sessions: Arc<Sessions>, tasks: Tasks, config: RelayConfig, nodes: &NodesConfig) -> Self {
         Self {
             sessions,
+            tasks,
             slots: Arc::new(Semaphore::new(config.streams)),
             config,
             first_message_timeout: Duration::from_millis(nodes.first_message_timeout_ms),
@@ -112,7 +129,9 @@ impl Relays {
         let limit = Duration::from_millis(self.config.open_timeout_ms);
         tokio::select! {
             joined = tokio::time::timeout(limit, joined) => match joined {
-                Ok(Ok((to_node, from_node))) => Ok(Link { to_node, from_node, permit }),
+                Ok(Ok(Joined { to_node, from_node, over })) => {
+                    Ok(Link { to_node, from_node, _permit: permit, _over: over })
+                }
                 Ok(Err(_)) => Err(Cause::new(Reason::Internal, "the relay was withdrawn")),
                 Err(_) => {
                     let message = format!("node {node} did not open a stream within {} ms", limit.as_millis());
@@ -146,7 +165,8 @@ impl Relays {
     pub async fn accept(
         &self,
         mut from_node: Streaming<wire::RelayRequest>,
-    ) -> Result<ReceiverStream<Result<wire::RelayResponse, Status>>, Status> {
+        connection: Option<ConnectionHandle>,
+    ) -> Result<ToNodeStream, Status> {
         let first =
             tokio::time::timeout(self.first_message_timeout, from_node.message()).await.map_err(|_| {
                 let message = format!("no accept within {} ms", self.first_message_timeout.as_millis());
@@ -159,15 +179,15 @@ impl Relays {
         let join = self.claim(&accept).map_err(status::refuse)?;
         let (to_node, frames) = mpsc::channel(STREAM_QUEUE_FRAMES);
         let client_gone = |_| status::refuse(Cause::new(Reason::InvalidArgument, "the client is gone"));
-        join.send((to_node, from_node)).map_err(client_gone)?;
-        Ok(ReceiverStream::new(frames))
+        let over = CancellationToken::new();
+        let answers =
+            stuck::watch(&self.tasks, connection.as_ref(), over.clone(), ReceiverStream::new(frames));
+        join.send(Joined { to_node, from_node, over: over.drop_guard() }).map_err(client_gone)?;
+        Ok(answers)
     }
 
     /// Takes the relay out of the awaited ones, if this node was asked for it.
-    fn claim(
-        &self,
-        accept: &wire::RelayAccept,
-    ) -> Result<oneshot::Sender<(ToNode, Streaming<wire::RelayRequest>)>, Cause> {
+    fn claim(&self, accept: &wire::RelayAccept) -> Result<oneshot::Sender<Joined>, Cause> {
         // one answer for every failure: it must not tell a stranger which ids exist
         let unknown = || Cause::new(Reason::InvalidArgument, "relay_id is not awaited from this node");
         let node = convert::node_id(&accept.node_id)?;

@@ -1,11 +1,11 @@
 //! `pinfold.node.v1.NodeSessionService`.
 
-use super::relay::Relays;
+use super::relay::{Relays, ToNodeStream};
 use super::session::{Commands, SessionService};
+use crate::listen::ConnectionHandle;
 use pinfold_proto::node::v1::node_session_service_server::NodeSessionService;
-use pinfold_proto::node::v1::{RelayRequest, RelayResponse, SessionRequest};
+use pinfold_proto::node::v1::{RelayRequest, SessionRequest};
 use std::sync::Arc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 pub struct NodeApi {
@@ -16,19 +16,21 @@ pub struct NodeApi {
 #[tonic::async_trait]
 impl NodeSessionService for NodeApi {
     type SessionStream = Commands;
-    type RelayStream = ReceiverStream<Result<RelayResponse, Status>>;
+    type RelayStream = ToNodeStream;
 
     async fn session(
         &self,
         request: Request<Streaming<SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        self.sessions.begin(request.into_inner()).await.map(Response::new)
+        let connection = request.extensions().get::<ConnectionHandle>().cloned();
+        self.sessions.begin(request.into_inner(), connection).await.map(Response::new)
     }
 
     async fn relay(
         &self,
         request: Request<Streaming<RelayRequest>>,
     ) -> Result<Response<Self::RelayStream>, Status> {
-        self.relays.accept(request.into_inner()).await.map(Response::new)
+        let connection = request.extensions().get::<ConnectionHandle>().cloned();
+        self.relays.accept(request.into_inner(), connection).await.map(Response::new)
     }
 }

@@ -7,11 +7,12 @@
 //! What the node says goes into the driver's inbox and waits there for room, so that a busy scheduler slows nodes down
 //! through HTTP/2 flow control. Commands go the other way through the bounded queue of [`super::sessions`].
 
-use super::convert;
 use super::sessions::{Session, Sessions};
+use super::{convert, stuck};
 use crate::api::status;
 use crate::config::NodesConfig;
 use crate::driver::DriverHandle;
+use crate::listen::ConnectionHandle;
 use futures::{Stream, StreamExt, stream};
 use pinfold_domain::{Cause, NodeId, Reason};
 use pinfold_engine::Event;
@@ -37,7 +38,11 @@ pub struct SessionService {
 
 impl SessionService {
     /// Waits for `Register`, then runs the session in a task of its own.
-    pub async fn begin(&self, mut incoming: Streaming<wire::SessionRequest>) -> Result<Commands, Status> {
+    pub async fn begin(
+        &self,
+        mut incoming: Streaming<wire::SessionRequest>,
+        connection: Option<ConnectionHandle>,
+    ) -> Result<Commands, Status> {
         let register = self.first_message(&mut incoming).await?;
         let node = convert::node_id(&register.node_id).map_err(status::refuse)?;
         if register.highest_term > self.sessions.term().0 {
@@ -67,7 +72,9 @@ impl SessionService {
         drop(self.tasks.background("node-session", async move {
             reader.run(incoming, sessions, shutdown).await;
         }));
-        Ok(outgoing(session, ReceiverStream::new(commands)))
+        let over = session.ended();
+        let outgoing = outgoing(session, ReceiverStream::new(commands));
+        Ok(Box::pin(stuck::watch(&self.tasks, connection.as_ref(), over, outgoing)))
     }
 
     async fn first_message(

@@ -28,7 +28,6 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 /// What the guest of a node has seen.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -49,7 +48,10 @@ pub struct GuestStats {
 }
 
 /// One relay, from `accept` to its end.
-pub async fn relay(node: Arc<Node>, mut client: NodeSessionServiceClient<Channel>, open: wire::OpenRelay) {
+pub async fn relay(node: Arc<Node>, open: wire::OpenRelay) {
+    // a scheduler that is gone waits for no relay
+    let Ok(channel) = super::session::connect(&node.endpoint).await else { return };
+    let mut client = NodeSessionServiceClient::new(channel);
     let (sender, receiver) = mpsc::channel(STREAM_QUEUE_FRAMES);
     let node_id = node.config.relay_as.clone().unwrap_or_else(|| node.node_id().to_owned());
     let accept = wire::RelayAccept { relay_id: open.relay_id, node_id };

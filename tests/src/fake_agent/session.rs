@@ -14,10 +14,6 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
-/// A stream window, and room for a thousand of them, so that streams which nobody reads do not stall the session.
-const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 128 * 1024 * 1024;
-
 pub async fn run(node: Arc<Node>) {
     loop {
         let why = match session(&node).await {
@@ -33,11 +29,14 @@ pub async fn run(node: Arc<Node>) {
     }
 }
 
-async fn connect(endpoint: &str) -> Result<Channel, tonic::Status> {
+/// HTTP/2's own default (RFC 9113, 6.9.2): small, so that what is not read is felt soon.
+const WINDOW_BYTES: u32 = 65_535;
+
+/// A connection for one call: the session, or one relay, so that one which is not read does not hold the others back.
+pub async fn connect(endpoint: &str) -> Result<Channel, tonic::Status> {
     let endpoint = Endpoint::from_shared(endpoint.to_owned()).expect("a good address");
-    let endpoint = endpoint
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    let endpoint =
+        endpoint.initial_stream_window_size(WINDOW_BYTES).initial_connection_window_size(WINDOW_BYTES);
     endpoint.connect().await.map_err(|error| tonic::Status::unavailable(error.to_string()))
 }
 
@@ -65,7 +64,7 @@ async fn session(node: &Arc<Node>) -> Result<(), tonic::Status> {
         node.stats.send_modify(|stats| stats.term = term);
         match message {
             Command::OpenRelay(open) if node.config.answers_relays => {
-                relays.spawn(guest::relay(Arc::clone(node), client.clone(), open));
+                relays.spawn(guest::relay(Arc::clone(node), open));
             }
             command => obey(node, command),
         }
