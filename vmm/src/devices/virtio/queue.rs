@@ -24,12 +24,15 @@ impl From<virtio_queue::Error> for BrokenQueue {
 #[derive(Debug)]
 pub struct VirtQueue {
     ring: Queue,
+    /// something was given back since the driver was last asked whether it wants an interrupt
+    gave_back: bool,
 }
 
 impl VirtQueue {
     /// `max_size`: a power of two up to 32768.
     pub fn new(max_size: u16) -> Self {
-        Self { ring: Queue::new(max_size).expect("queue sizes are constants of the devices, powers of two") }
+        let ring = Queue::new(max_size).expect("queue sizes are constants of the devices, powers of two");
+        Self { ring, gave_back: false }
     }
 
     /// For the transport, which sets sizes and addresses.
@@ -62,12 +65,14 @@ impl VirtQueue {
 
     /// Gives a chain back; `written` bytes of its writable part hold data.
     pub fn push_used(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), BrokenQueue> {
+        self.gave_back = true;
         Ok(self.ring.add_used(memory, head, written)?)
     }
 
     /// True when the driver wants an interrupt for what was given back since the last call.
     pub fn needs_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, BrokenQueue> {
-        Ok(self.ring.ready() && self.ring.needs_notification(memory)?)
+        let gave_back = std::mem::take(&mut self.gave_back);
+        Ok(gave_back && self.ring.ready() && self.ring.needs_notification(memory)?)
     }
 
     /// Asks for no kicks while the device looks at the queue anyway.

@@ -176,6 +176,13 @@ fn a_reset_with_requests_waiting_forgets_them() {
 }
 
 #[test]
+fn a_kick_without_a_request_raises_no_interrupt() {
+    let driven = driven();
+    driven.transport.queue_event(0);
+    assert_eq!(driven.get(register::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+}
+
+#[test]
 fn a_device_takes_at_most_one_round_of_requests_before_others_have_their_turn() {
     let mut driven = driven();
     for _ in 0..64 {

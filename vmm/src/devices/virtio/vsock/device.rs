@@ -19,6 +19,8 @@ use vmm_sys_util::timerfd::TimerFd;
 pub const MAX_CONNECTIONS: usize = 256;
 /// Of these the guest may open so many: the rest is kept for the host, which must reach its guest agent.
 pub const MAX_GUEST_CONNECTIONS: usize = 128;
+/// Descriptors that are left for all else when the process may open fewer than the connections need.
+const RESERVED_DESCRIPTORS: u64 = 128;
 /// Host connections that have not said yet which port they want.
 pub const MAX_HANDSHAKES: usize = 32;
 /// RST packets that wait for room in the receive queue; while there are so many, nothing is taken from the guest.
@@ -71,6 +73,7 @@ pub struct VsockDevice {
     pub(super) resets: VecDeque<Reset>,
     /// the transmit queue was left because `resets` is full
     pub(super) transmit_stalled: bool,
+    pub(super) max_connections: usize,
     pub(super) next_token: u64,
     pub(super) next_host_port: u32,
     pub(super) scratch: Box<[u8]>,
@@ -100,6 +103,7 @@ impl VsockDevice {
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             transmit_stalled: false,
+            max_connections: connections_within(open_files_limit()?),
             next_token: FIRST_TOKEN,
             next_host_port: FIRST_HOST_PORT,
             scratch: vec![0; super::connection::BUFFER_BYTES as usize].into_boxed_slice(),
@@ -113,7 +117,7 @@ impl VsockDevice {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.connections.len() + self.handshakes.len() >= MAX_CONNECTIONS
+        self.connections.len() + self.handshakes.len() >= self.max_connections
     }
 
     pub(super) fn insert(&mut self, key: Key, connection: Connection) {
@@ -221,6 +225,20 @@ impl VsockDevice {
     }
 }
 
+/// A connection that cannot be accepted for want of descriptors would wake the event loop for ever: so as many are
+/// taken, and the others turned away, as there are descriptors for.
+fn connections_within(open_files: u64) -> usize {
+    let room = usize::try_from(open_files.saturating_sub(RESERVED_DESCRIPTORS)).unwrap_or(usize::MAX);
+    room.clamp(1, MAX_CONNECTIONS)
+}
+
+fn open_files_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is valid for writes.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    if result == 0 { Ok(limit.rlim_cur) } else { Err(io::Error::last_os_error()) }
+}
+
 impl VirtioDevice for VsockDevice {
     fn kind(&self) -> u32 {
         TYPE_VSOCK
@@ -261,5 +279,17 @@ impl VirtioDevice for VsockDevice {
 
     fn host_event(&mut self, io: Option<&mut DeviceIo<'_>>) -> Result<Progress, BrokenQueue> {
         self.socket_events(io)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_the_rest() {
+        assert_eq!(connections_within(1024), MAX_CONNECTIONS);
+        assert_eq!(connections_within(RESERVED_DESCRIPTORS + 10), 10);
+        assert_eq!(connections_within(0), 1);
     }
 }
