@@ -13,7 +13,6 @@ pub(super) const RULES: &[Rule] = &[
     Rule { call: libc::SYS_pread64, when: &[], why: "smaps" },
     Rule { call: libc::SYS_preadv, when: &[], why: "disk reads into guest memory" },
     Rule { call: libc::SYS_pwritev, when: &[], why: "disk writes from guest memory" },
-    Rule { call: libc::SYS_pwrite64, when: &[], why: "the console ring; the exit record" },
     Rule { call: libc::SYS_fdatasync, when: &[], why: "disk flushes" },
     Rule { call: libc::SYS_mincore, when: &[], why: "resident guest memory, where there is no /proc" },
     Rule { call: libc::SYS_getrandom, when: &[], why: "the entropy device" },
