@@ -1,4 +1,5 @@
 //! `pinfold-scheduler`: reads its configuration, runs the [`App`], ends in order.
+#![forbid(unsafe_code)]
 
 use anyhow::Context;
 use clap::Parser;

@@ -16,7 +16,7 @@ pub struct Node {
     /// path -> content of what was written
     pub files: Mutex<BTreeMap<String, Vec<u8>>>,
     sandboxes: Mutex<BTreeMap<String, wire::SandboxStatus>>,
-    session: Mutex<Option<mpsc::UnboundedSender<wire::SessionRequest>>>,
+    session: Mutex<Option<mpsc::Sender<wire::SessionRequest>>>,
 }
 
 impl Node {
@@ -48,16 +48,16 @@ impl Node {
         lock(&self.sandboxes).clear();
     }
 
-    pub fn set_session(&self, session: Option<mpsc::UnboundedSender<wire::SessionRequest>>) {
+    pub fn set_session(&self, session: Option<mpsc::Sender<wire::SessionRequest>>) {
         *lock(&self.session) = session;
     }
 
-    /// To the scheduler; false when there is no session, or nobody at its other end.
+    /// To the scheduler; false when there is no session, nobody at its other end, or no room.
     pub fn say(&self, message: Message) -> bool {
         let session = lock(&self.session);
         session
             .as_ref()
-            .is_some_and(|session| session.send(wire::SessionRequest { message: Some(message) }).is_ok())
+            .is_some_and(|session| session.try_send(wire::SessionRequest { message: Some(message) }).is_ok())
     }
 
     /// Takes a new assignment in, or repeats what is known of it.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 pub async fn run(node: Arc<Node>) {
@@ -32,6 +32,9 @@ pub async fn run(node: Arc<Node>) {
 /// HTTP/2's own default (RFC 9113, 6.9.2): small, so that what is not read is felt soon.
 const WINDOW_BYTES: u32 = 65_535;
 
+/// Messages that wait for a scheduler that does not read; one more is lost, as in a report that is lost.
+const OUTBOX: usize = 1024;
+
 /// A connection for one call: the session, or one relay, so that one which is not read does not hold the others back.
 pub async fn connect(endpoint: &str) -> Result<Channel, tonic::Status> {
     let endpoint = Endpoint::from_shared(endpoint.to_owned()).expect("a good address");
@@ -43,11 +46,11 @@ pub async fn connect(endpoint: &str) -> Result<Channel, tonic::Status> {
 /// One session. The relays of a session end with it.
 async fn session(node: &Arc<Node>) -> Result<(), tonic::Status> {
     let mut client = NodeSessionServiceClient::new(connect(&node.endpoint).await?);
-    let (sender, receiver) = mpsc::unbounded_channel();
+    let (sender, receiver) = mpsc::channel(OUTBOX);
     let register = wire::Register { sandboxes: node.statuses(), ..node.config.register.clone() };
     let first = wire::SessionRequest { message: Some(Message::Register(register)) };
-    sender.send(first).expect("the receiver is in this function");
-    let mut commands = client.session(UnboundedReceiverStream::new(receiver)).await?.into_inner();
+    sender.try_send(first).expect("a new queue has room");
+    let mut commands = client.session(ReceiverStream::new(receiver)).await?.into_inner();
     node.set_session(Some(sender));
     let mut relays = JoinSet::new();
     let mut heartbeat = tokio::time::interval(Duration::from_millis(100));

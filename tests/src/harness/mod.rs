@@ -5,6 +5,7 @@ use pinfold_scheduler::app::App;
 use pinfold_scheduler::config::SchedulerConfig;
 use pinfold_sdk::Client;
 use pinfold_service::Tasks;
+use pinfold_service::logs::{self, LogConfig};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,10 +38,7 @@ pub struct Scheduler {
 impl Scheduler {
     /// A new scheduler with an empty store; `change` adapts its configuration.
     pub async fn start(change: impl FnOnce(&mut SchedulerConfig)) -> Self {
-        let _ = pinfold_service::logs::init(&pinfold_service::logs::LogConfig {
-            filter: std::env::var("PINFOLD_TEST_LOG").unwrap_or("off".into()),
-            ..Default::default()
-        });
+        open_log();
         let data = Arc::new(tempfile::tempdir().expect("a temporary directory"));
         let mut config = SchedulerConfig {
             listen: "127.0.0.1:0".parse().expect("a literal address"),
@@ -124,6 +122,14 @@ impl Drop for Scheduler {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+    }
+}
+
+/// `PINFOLD_TEST_LOG=info,pinfold_scheduler=debug` shows what the scheduler says; without it, nothing.
+fn open_log() {
+    if let Ok(filter) = std::env::var("PINFOLD_TEST_LOG") {
+        // open already when a test starts two schedulers
+        let _ = logs::init(&LogConfig { filter, ..LogConfig::default() });
     }
 }
 
