@@ -38,7 +38,7 @@ pub async fn exec(client: &mut Client, ledger: &Arc<Ledger>, first: guest::ExecR
         Ask::Exec(request) => Some(request),
         _ => None,
     });
-    first_of(ledger, call, pump).await
+    first_of(ledger, say, call, pump).await
 }
 
 pub async fn read_file(
@@ -63,7 +63,7 @@ pub async fn read_file(
     // A reader says nothing more; its frames are watched for the end of the call.
     let (nothing, _) = mpsc::channel::<()>(1);
     let pump = pump(from_client, nothing, |_| None);
-    first_of(ledger, call, pump).await
+    first_of(ledger, say, call, pump).await
 }
 
 pub async fn write_file(
@@ -86,7 +86,7 @@ pub async fn write_file(
         Ask::WriteFile(request) => Some(request),
         _ => None,
     });
-    first_of(ledger, call, pump).await
+    first_of(ledger, say, call, pump).await
 }
 
 async fn connect(ledger: &Ledger) -> Result<GuestServiceClient<Channel>, Outcome> {
@@ -109,8 +109,12 @@ fn with_environment(mut request: guest::ExecRequest, ledger: &Ledger) -> guest::
 }
 
 /// The guest's call, unless the client goes or breaks a rule first. What loses is dropped, which cancels it.
+///
+/// That the client is gone shows in its frames, but nobody reads them while input waits for a guest that takes none; so
+/// the end of the way back to it counts too.
 async fn first_of(
     ledger: &Ledger,
+    say: &super::ToScheduler,
     call: impl Future<Output = Result<Outcome, Status>>,
     pump: impl Future<Output = Outcome>,
 ) -> Outcome {
@@ -120,6 +124,7 @@ async fn first_of(
             Err(status) => guest_failure(ledger, &status).await,
         },
         outcome = pump => outcome,
+        () = say.closed() => Outcome::ClientGone,
     }
 }
 
