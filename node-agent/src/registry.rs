@@ -45,9 +45,10 @@ struct Entry {
 }
 
 impl Entry {
-    /// It has something of the node.
+    /// It has something of the node. The last report is made when nothing is left, so it is what decides: a Forget that
+    /// answers it is never too early.
     fn is_live(&self) -> bool {
-        !self.ended.is_cancelled()
+        !self.ledger.record().phase.is_final()
     }
 }
 

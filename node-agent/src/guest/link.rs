@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 /// `OK <port>` with a port of up to ten digits.
 const MAX_ANSWER_BYTES: usize = 32;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Connects to the guest's agent by the VMM's vsock socket at `socket`.
 pub async fn connect(socket: &Path) -> Result<Channel, GuestError> {

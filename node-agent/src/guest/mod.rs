@@ -42,8 +42,10 @@ pub trait Guests: Send + Sync {
     ) -> BoxFuture<'a, Result<(), GuestError>>;
 }
 
-/// For the guest to accept a connection and answer a small call.
-const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// For the guest to take its settings. The start limit is usually shorter.
+const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Beyond the grace of a shutdown: for the call to reach the guest and its answer to come back.
+const SHUTDOWN_MARGIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 pub struct VsockGuests;
@@ -58,7 +60,7 @@ impl Guests for VsockGuests {
         paths: &'a SandboxPaths,
         request: ConfigureRequest,
     ) -> BoxFuture<'a, Result<(), GuestError>> {
-        Box::pin(bounded(CALL_TIMEOUT, async move {
+        Box::pin(bounded(CONFIGURE_TIMEOUT, async move {
             let channel = link::connect(&paths.vsock()).await?;
             GuestServiceClient::new(channel).configure(request).await.map_err(answer)?;
             Ok(())
@@ -70,7 +72,7 @@ impl Guests for VsockGuests {
         paths: &'a SandboxPaths,
         grace: Duration,
     ) -> BoxFuture<'a, Result<(), GuestError>> {
-        Box::pin(bounded(grace.saturating_add(CALL_TIMEOUT), async move {
+        Box::pin(bounded(grace.saturating_add(SHUTDOWN_MARGIN), async move {
             let channel = link::connect(&paths.vsock()).await?;
             let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
             GuestServiceClient::new(channel).shutdown(ShutdownRequest { grace_ms }).await.map_err(answer)?;

@@ -7,14 +7,12 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-/// For one answer. A VMM that is not there yet holds the connection in its socket's queue.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Connects, sends `request`, reads one answer.
-pub async fn ask(socket: &Path, request: &Request) -> Result<Response, ControlError> {
-    tokio::time::timeout(ANSWER_TIMEOUT, exchange(socket, request))
+/// Connects, sends `request`, reads one answer, all within `limit`. A VMM that is not there yet holds the connection in
+/// its socket's queue.
+pub async fn ask(socket: &Path, request: &Request, limit: Duration) -> Result<Response, ControlError> {
+    tokio::time::timeout(limit, exchange(socket, request))
         .await
-        .map_err(|_| ControlError::Timeout(ANSWER_TIMEOUT.as_millis()))?
+        .map_err(|_| ControlError::Timeout(limit.as_millis()))?
 }
 
 async fn exchange(socket: &Path, request: &Request) -> Result<Response, ControlError> {
@@ -42,6 +40,8 @@ mod tests {
     use super::*;
     use tokio::net::UnixListener;
 
+    const LIMIT: Duration = Duration::from_secs(10);
+
     /// Serves one connection with a fixed answer and returns what was asked.
     async fn served(answer: &[u8]) -> (String, Result<Response, ControlError>) {
         let directory = tempfile::tempdir().unwrap();
@@ -56,7 +56,7 @@ mod tests {
             let _ = stream.write_all(answer).await;
             line
         };
-        tokio::join!(server, ask(&path, &Request::Kill))
+        tokio::join!(server, ask(&path, &Request::Kill, LIMIT))
     }
 
     #[tokio::test]
@@ -78,7 +78,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_that_is_gone_is_an_error() {
-        let error = ask(Path::new("/no/such/control.sock"), &Request::Status).await.unwrap_err();
+        let error = ask(Path::new("/no/such/control.sock"), &Request::Status, LIMIT).await.unwrap_err();
         assert!(matches!(error, ControlError::Io(_)), "{error}");
     }
 }

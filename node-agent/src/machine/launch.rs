@@ -4,8 +4,11 @@
 //!
 //! ```text
 //!   3 config    4 /dev/kvm    5 control socket    6 console ring    7 exit file
-//!   8 kernel    9 root image (read-only)   10 disk   11 vsock socket   12 initramfs
+//!   8 kernel    9 root image (read-only)   10 disk   11 vsock socket   12 initramfs   13 /proc
 //! ```
+//!
+//! The VMM takes `/proc` to open its own memory map, as its first act, and closes it before it reads anything that a
+//! guest had a hand in.
 
 use super::{LaunchError, LaunchPlan};
 use crate::host::paths::{GUEST_CONNECT_NAME, SandboxPaths, remove_file};
@@ -35,6 +38,7 @@ const ROOT_IMAGE: FdNumber = 9;
 const DISK: FdNumber = 10;
 const VSOCK: FdNumber = 11;
 const INITRD: FdNumber = 12;
+const PROC: FdNumber = 13;
 
 /// In the jailer: its config, the executable, then what is passed on.
 const JAIL_CONFIG: FdNumber = 3;
@@ -108,6 +112,7 @@ fn open_all(plan: &LaunchPlan) -> Result<Vec<(FdNumber, OwnedFd)>, HostError> {
         (ROOT_IMAGE, read_only(&plan.root_image)?.into()),
         (DISK, open(&paths.disk(), OpenOptions::new().read(true).write(true))?.into()),
         (VSOCK, listener(&paths.vsock())?.into()),
+        (PROC, read_only(Path::new("/proc"))?.into()),
     ];
     if let Some(initrd) = &plan.kernel.initrd {
         passed.push((INITRD, read_only(initrd)?.into()));
@@ -151,7 +156,9 @@ fn jail_config(plan: &LaunchPlan, passed: &[(FdNumber, OwnedFd)]) -> JailConfig 
         cgroup: plan.cgroup.to_string_lossy().into_owned(),
         limits: JailLimits { open_files: OPEN_FILES, file_size_bytes: plan.file_size_bytes },
         executable: EXECUTABLE,
-        arguments: vec!["run".to_owned(), "--config-fd".to_owned(), CONFIG.to_string()],
+        arguments: ["run", "--config-fd", &CONFIG.to_string(), "--proc-fd", &PROC.to_string()]
+            .map(str::to_owned)
+            .to_vec(),
         passed: passed.collect(),
     }
 }
@@ -231,7 +238,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let plan = plan(directory.path());
         let null = || OwnedFd::from(File::open("/dev/null").unwrap());
-        let numbers = [CONFIG, KVM, CONTROL, CONSOLE, EXIT, KERNEL, ROOT_IMAGE, DISK, VSOCK, INITRD]
+        let numbers = [CONFIG, KVM, CONTROL, CONSOLE, EXIT, KERNEL, ROOT_IMAGE, DISK, VSOCK, INITRD, PROC]
             .map(|n| (n, null()));
         let jail = jail_config(&plan, &numbers);
         jail.validate().unwrap();
@@ -243,7 +250,8 @@ mod tests {
         used.extend(machine.disks.iter().map(|disk| disk.file));
         used.extend(machine.vsock.map(|vsock| vsock.listener));
         assert!(used.iter().all(|number| targets.contains(number)), "{used:?} in {targets:?}");
-        assert!(targets.contains(&CONFIG) && jail.arguments.last() == Some(&CONFIG.to_string()));
+        assert!(targets.contains(&CONFIG) && targets.contains(&PROC));
+        assert_eq!(jail.arguments, ["run", "--config-fd", "3", "--proc-fd", "13"]);
     }
 
     #[tokio::test]

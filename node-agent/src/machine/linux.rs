@@ -12,9 +12,15 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Longest exit record that is read: a message and some counters.
 const MAX_EXIT_BYTES: u64 = 64 * 1024;
+/// A VMM answers when it has loaded its kernel, which takes seconds on a loaded machine. The start limit ends the wait
+/// for one that never does.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(3600);
+/// A kill needs nothing but a thread that listens.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub struct LinuxMachines {
@@ -69,7 +75,7 @@ impl Machine for LinuxMachine {
 
     fn status(&self) -> BoxFuture<'_, Result<Status, ControlError>> {
         Box::pin(async move {
-            match control::ask(&self.paths.control(), &Request::Status).await? {
+            match control::ask(&self.paths.control(), &Request::Status, STATUS_TIMEOUT).await? {
                 Response::Status(status) => Ok(status),
                 other => Err(ControlError::Protocol(format!("{other:?} to a request for the status"))),
             }
@@ -78,7 +84,7 @@ impl Machine for LinuxMachine {
 
     fn kill(&self) -> BoxFuture<'_, Result<(), ControlError>> {
         Box::pin(async move {
-            match control::ask(&self.paths.control(), &Request::Kill).await? {
+            match control::ask(&self.paths.control(), &Request::Kill, KILL_TIMEOUT).await? {
                 Response::Killed => Ok(()),
                 other => Err(ControlError::Protocol(format!("{other:?} to a kill"))),
             }

@@ -16,10 +16,9 @@
 
 use super::bringup::{self, Context, Ready};
 use super::teardown;
-use crate::clock::BootTime;
 use crate::machine::Machine;
 use crate::machine::ending::{classify, in_console};
-use pinfold_domain::{Cause, Milestone, Phase, Reason};
+use pinfold_domain::{Cause, Phase, Reason};
 use pinfold_service::CancellationToken;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +47,7 @@ pub enum Begin {
     /// an earlier agent brought the machine up; it was ready if `ready`
     Adopted { machine: Arc<dyn Machine>, ready: bool },
     /// an earlier agent brought it up, and the machine has ended since
-    Gone { cause: Cause },
+    Gone { phase: Phase, cause: Cause },
 }
 
 pub struct Actor {
@@ -79,7 +78,7 @@ impl Actor {
 
     async fn live(&mut self, begin: Begin, held: &mut Option<Arc<dyn Machine>>) -> End {
         let started = match begin {
-            Begin::Gone { cause } => return End::Final(Phase::Failed, cause),
+            Begin::Gone { phase, cause } => return End::Final(phase, cause),
             Begin::Adopted { machine, ready: true } => Ok(Ready { machine }),
             Begin::Adopted { machine, ready: false } => {
                 *held = Some(Arc::clone(&machine));
@@ -129,9 +128,7 @@ impl Actor {
             () = self.detach.cancelled() => return End::Detached,
             exit = machine.exited() => {
                 let cause = classify(&bringup::evidence(&self.context, exit));
-                // A guest that switches itself off has ended in order; all else is a failure.
-                let phase = if cause.reason == Reason::GuestPowerOff { Phase::Stopped } else { Phase::Failed };
-                return End::Final(phase, cause);
+                return End::Final(phase_of_end(&cause), cause);
             }
             stop = ordered(&mut self.stop) => stop,
             () = tokio::time::sleep(expires_at.remaining()) => Stop { cause: ttl_expired(), grace: TTL_GRACE },
@@ -176,8 +173,7 @@ impl Actor {
             tracing::error!(sandbox = %id, left, "a sandbox left something behind");
             cause = Cause::new(cause.reason, format!("{} ({left})", cause.message));
         }
-        self.context.ledger.reach(Milestone::Stopped, Some(BootTime::now()));
-        self.context.ledger.set_phase(phase, Some(cause));
+        self.context.ledger.end(phase, cause);
     }
 
     /// What the guest said last may be why it was not ready.
@@ -190,6 +186,11 @@ impl Actor {
         let message = format!("not ready within {} ms; it came as far as {reached}", limit.as_millis());
         Cause::new(Reason::StartTimeout, message)
     }
+}
+
+/// Of an end that nobody asked for: a guest that switches itself off has ended in order, all else is a failure.
+pub fn phase_of_end(cause: &Cause) -> Phase {
+    if cause.reason == Reason::GuestPowerOff { Phase::Stopped } else { Phase::Failed }
 }
 
 fn ttl_expired() -> Cause {

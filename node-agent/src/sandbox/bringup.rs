@@ -12,6 +12,7 @@ use super::record::{Assignment, Ledger};
 use super::{Host, policy};
 use crate::clock::BootTime;
 use crate::guest::{GuestError, HelloFuture};
+use crate::host::paths::remove_file;
 use crate::host::{HostError, ImageError, Kernel};
 use crate::machine::ending::{Evidence, classify};
 use crate::machine::{Exit, LaunchError, LaunchPlan, Machine, launch};
@@ -228,6 +229,8 @@ impl Booted {
         if let Err(error) = or_exit(context, &machine, configure(context, &assignment)).await? {
             return Err(unresponsive(context, &machine, error).await);
         }
+        // The guest has nothing more to say here: from now on it cannot connect to the host at all.
+        remove_file(&context.ledger.paths().hello()).map_err(host_cause)?;
         context.ledger.reach(Milestone::GuestReady, None);
         Ok(Ready { machine })
     }

@@ -137,6 +137,17 @@ impl Ledger {
         });
     }
 
+    /// The last report: nothing is left. One change, so that nobody sees half of it.
+    pub fn end(&self, phase: Phase, cause: Cause) {
+        self.change(|record| {
+            let since = BootTime::now().since(record.assignment.assigned_at);
+            record.reach(Milestone::Stopped, u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
+            record.phase = phase;
+            record.cause = Some(cause);
+            true
+        });
+    }
+
     /// A phase that is final stays as it is.
     pub fn set_phase(&self, phase: Phase, cause: Option<Cause>) {
         self.change(|record| {

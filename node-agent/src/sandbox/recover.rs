@@ -4,7 +4,7 @@
 //! one. What cannot be attributed to a record is removed.
 
 use super::Host;
-use super::actor::{Begin, Stop};
+use super::actor::{Begin, Stop, phase_of_end};
 use super::bringup::{Context, TakenList, evidence};
 use super::record::{Changed, Ledger, Record};
 use crate::host::HostError;
@@ -79,7 +79,12 @@ fn one(host: &Host, changed: &Changed, record: Record, paths: SandboxPaths) -> R
             tracing::info!(sandbox = %id, %phase, "adopted");
             Begin::Adopted { machine, ready: phase != Phase::Starting }
         }
-        None => Begin::Gone { cause: gone(host, &context, &boot_id) },
+        // It was on its way down, and came there: the order is its cause.
+        None if let Some(stop) = &stop => Begin::Gone { phase: Phase::Stopped, cause: stop.cause.clone() },
+        None => {
+            let cause = gone(host, &context, &boot_id);
+            Begin::Gone { phase: phase_of_end(&cause), cause }
+        }
     };
     Ok(Found { context, begin: Some(begin), stop })
 }

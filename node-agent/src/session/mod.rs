@@ -33,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use term::TermKeeper;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
@@ -122,6 +123,7 @@ impl Session {
         let interval = Duration::from_millis(registered.heartbeat_interval_ms.clamp(least, most));
         tracing::info!(term = registered.term, heartbeat_ms = interval.as_millis(), "registered");
         let mut heartbeat = tokio::time::interval(interval);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let message = tokio::select! {
                 _ = heartbeat.tick() => Some(self.heartbeat()),

@@ -11,6 +11,7 @@ use crate::sandbox::bringup::{Taken, TakenList};
 use crate::sandbox::record::tests::{ID, assignment};
 use crate::sandbox::record::{Assignment, Changed, Ledger, Record};
 use futures::future::BoxFuture;
+use pinfold_domain::Milestone;
 use pinfold_domain::{SandboxId, SandboxSpec};
 use pinfold_proto::guest::v1::{ConfigureRequest, Hello};
 use pinfold_vmm_api::control::{ExitReason, ExitRecord, MachineState, Status};
