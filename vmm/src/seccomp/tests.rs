@@ -36,12 +36,19 @@ fn what_a_thread_needs_passes() {
     for filter in [devices().expect("compiles"), vcpu().expect("compiles")] {
         assert_eq!(in_child(&filter, || call(libc::SYS_gettid, [0; 3])), None);
         assert_eq!(in_child(&filter, || call(libc::SYS_write, [BAD, 0, 0])), None);
+        // the exit record of a thread that panics
+        assert_eq!(in_child(&filter, || call(libc::SYS_pwrite64, [BAD, 0, 0])), None);
         assert_eq!(in_child(&filter, || call(libc::SYS_mmap, [0, 0, libc::PROT_READ as usize])), None);
     }
     let devices = devices().expect("compiles");
     assert_eq!(in_child(&devices, || call(libc::SYS_accept4, [BAD, 0, 0])), None);
     assert_eq!(in_child(&devices, || call(libc::SYS_ioctl, [BAD, 0x5421, 0])), None);
-    assert_eq!(in_child(&vcpu().expect("compiles"), || call(libc::SYS_ioctl, [BAD, 0xae80, 0])), None);
+    let vcpu = vcpu().expect("compiles");
+    assert_eq!(in_child(&vcpu, || call(libc::SYS_ioctl, [BAD, 0xae80, 0])), None);
+    // a guest that powers off resets its devices, vsock with open connections among them
+    assert_eq!(in_child(&vcpu, || call(libc::SYS_epoll_ctl, [BAD, 0, 0])), None);
+    assert_eq!(in_child(&vcpu, || call(libc::SYS_close, [BAD, 0, 0])), None);
+    assert_eq!(in_child(&vcpu, || call(libc::SYS_timerfd_settime, [BAD, 0, 0])), None);
 }
 
 #[test]
