@@ -4,8 +4,8 @@ use super::processes::processes_with;
 use crate::context::Context;
 use anyhow::{Context as _, Result, ensure};
 use pinfold_cli::dev::status::resident_bytes;
-use pinfold_domain::Resources;
 use pinfold_domain::spec::defaults;
+use pinfold_domain::{Resources, SandboxId};
 use pinfold_sdk::{ExecOptions, NewSandbox, Outcome, ProcessEvent};
 use std::time::Duration;
 
@@ -91,7 +91,7 @@ pub async fn stdin_that_nobody_reads_is_bounded(context: Context) -> Result<()> 
     const GIB: u64 = 1024 * MIB;
     let id = context.sandbox().await?;
     let before = resident(&context).await?;
-    let process = context.client.exec(id, ExecOptions::command(["sleep", "600"])).await?;
+    let process = context.client.exec(id, ExecOptions::command(["sleep", "60061"])).await?;
     let block = vec![b'x'; 64 * 1024];
     let mut sent: u64 = 0;
     while sent < GIB {
@@ -107,8 +107,22 @@ pub async fn stdin_that_nobody_reads_is_bounded(context: Context) -> Result<()> 
     check_growth(&before, &resident(&context).await?)?;
     // another stream of the same sandbox is not held up by it
     ensure!(context.shell(id, "echo alive").await? == "alive\n");
+    // the client goes while its input is held back
     drop(process);
-    Ok(())
+    is_gone(&context, id, "60061").await
+}
+
+/// Waits until no process in the sandbox has `word` in its command line.
+async fn is_gone(context: &Context, id: SandboxId, word: &str) -> Result<()> {
+    let gone = async {
+        while !processes_with(context, id, word).await?.is_empty() {
+            // nothing in the guest tells the end of a process that is not ours
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        Ok(())
+    };
+    let limit = Duration::from_secs(20);
+    tokio::time::timeout(limit, gone).await.with_context(|| format!("the process of {word} still runs"))?
 }
 
 pub async fn output_that_nobody_reads_is_bounded(context: Context) -> Result<()> {
@@ -121,12 +135,5 @@ pub async fn output_that_nobody_reads_is_bounded(context: Context) -> Result<()>
     check_growth(&before, &resident(&context).await?)?;
     ensure!(context.shell(id, "echo alive").await? == "alive\n");
     drop(process);
-    let gone = async {
-        while !processes_with(&context, id, "/dev/zero").await?.is_empty() {
-            // nothing in the guest tells the end of a process that is not ours
-            tokio::time::sleep(Duration::from_millis(300)).await;
-        }
-        Ok(())
-    };
-    tokio::time::timeout(Duration::from_secs(20), gone).await.context("the writer still runs")?
+    is_gone(&context, id, "/dev/zero").await
 }
