@@ -75,7 +75,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             prepare(&workspace)
         }
         Task::Demo(arguments) => {
-            prepare(&workspace)?;
+            setup::run(&workspace)?;
+            if !arguments.no_build {
+                build::run(&workspace)?;
+            }
+            images::run(&workspace)?;
             demo::run(&workspace, &arguments)
         }
         Task::Test(arguments) => {

@@ -3,8 +3,11 @@
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail, ensure};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+/// Every process of a fleet has it in its environment.
+pub const STATE_VARIABLE: &str = "PINFOLD_STATE_DIR";
 
 /// The binary of this checkout, with this checkout's artifacts.
 pub struct Pinfold {
@@ -12,6 +15,8 @@ pub struct Pinfold {
     node_files: PathBuf,
     build: PathBuf,
     binaries: PathBuf,
+    /// the demo's fleet is not the one that its user may have running
+    state: PathBuf,
 }
 
 /// A command that runs beside others, its output dropped.
@@ -27,6 +32,7 @@ impl Pinfold {
             node_files: workspace.build.join("node"),
             build: workspace.build.clone(),
             binaries: workspace.binaries(),
+            state: workspace.build.join("demo"),
         }
     }
 
@@ -75,6 +81,16 @@ impl Pinfold {
             .with_context(|| format!("reading `pinfold {} -o json`", quoted(words)))
     }
 
+    /// Runs a command that may fail and whose output nobody needs.
+    pub fn quietly(&self, words: &[&str]) -> Result<()> {
+        self.command(words).stdin(Stdio::null()).output()?;
+        Ok(())
+    }
+
+    pub fn state_directory(&self) -> &Path {
+        &self.state
+    }
+
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(words);
@@ -82,11 +98,19 @@ impl Pinfold {
             command.arg("--node-files").arg(&self.node_files);
         }
         command.env("PINFOLD_BUILD_DIR", &self.build).env("PINFOLD_BIN_DIR", &self.binaries);
+        command.env(STATE_VARIABLE, &self.state).env_remove("PINFOLD_SCHEDULER");
         command
     }
 }
 
 impl Started {
+    /// Ends it at once: for Pinfold, a client that goes away.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill().with_context(|| format!("ending `pinfold {}`", self.shown))?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Its exit code.
     pub fn wait(mut self) -> Result<i32> {
         let status = self.child.wait()?;
@@ -113,8 +137,11 @@ fn exit_code(child: &mut Child, words: &[&str]) -> Result<i32> {
 }
 
 fn announce(words: &[&str], stdin: Option<&str>) {
-    let stdin = stdin.map(|_| " < script").unwrap_or_default();
-    println!("\n$ pinfold {}{stdin}", quoted(words));
+    println!("\n$ pinfold {}{}", quoted(words), stdin.map(here_document).unwrap_or_default());
+}
+
+fn here_document(text: &str) -> String {
+    format!(" <<'END'\n{}\nEND\n", text.trim_end())
 }
 
 /// The words as one would type them in a shell.
