@@ -110,7 +110,7 @@ impl Default for ServerConfig {
         Self {
             connections: 4096,
             streams_per_connection: 1024,
-            calls_per_connection: 512,
+            calls_per_connection: 1024,
             stream_window_bytes: 128 * 1024,
             header_list_bytes: 16 * 1024,
             keepalive_interval_ms: 20_000,

@@ -140,6 +140,10 @@ impl Driver {
         loop {
             let tick = tokio::select! {
                 biased;
+                () = stop.cancelled(), if !self.inbox.is_closed() => {
+                    self.inbox.close();
+                    continue;
+                }
                 count = self.inbox.recv_many(&mut inputs, self.batch) => {
                     if count == 0 {
                         return Ok(());
@@ -147,10 +151,6 @@ impl Driver {
                     false
                 }
                 () = sleep_until(self.engine.next_deadline()) => true,
-                () = stop.cancelled(), if !self.inbox.is_closed() => {
-                    self.inbox.close();
-                    continue;
-                }
             };
             self.turn(&mut inputs, tick).await?;
         }
@@ -177,7 +177,7 @@ impl Driver {
                 Cause::new(Reason::StoreUnavailable, "the store cannot be written: nothing was accepted");
             self.pending.reject_all(&cause);
             return Err(error)
-                .context("a commit failed, the store is ahead of no one: ending to begin again from it");
+                .context("a commit failed: ending, to begin again from what is stored");
         }
         self.executor.carry_out(&changes, actions, &mut self.pending);
         Ok(())
@@ -228,3 +228,6 @@ async fn sleep_until(deadline: Option<Timestamp>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -172,3 +172,17 @@ async fn a_burst_is_placed_whole() {
     let node = &fleet.client.nodes().await.unwrap()[0];
     assert_eq!((node.sandboxes, node.reserved.cpu_millis), (40, 4_000));
 }
+
+#[tokio::test]
+async fn thousands_at_once_over_one_connection_are_all_taken() {
+    let scheduler = Scheduler::start(|config| config.engine.check_invariants = false).await;
+    let client = scheduler.client().await;
+    let calls = (0..2_000).map(|n| {
+        let client = client.clone();
+        async move { client.create(with_request_id(&format!("r{n}"))).await }
+    });
+    for created in futures::future::join_all(calls).await {
+        created.unwrap();
+    }
+    assert_eq!(client.list_all(Default::default()).await.unwrap().0.len(), 2_000);
+}

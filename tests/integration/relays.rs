@@ -148,3 +148,17 @@ async fn streams_of_one_sandbox_are_bounded_and_given_back() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn without_a_session_of_its_node_a_sandbox_is_unreachable_at_once() {
+    let fleet = Fleet::new().await;
+    let id = fleet.running().await.id;
+    let mut open = fleet.client.exec(id, ExecOptions::command(["wait"])).await.unwrap();
+    drop(fleet.agent);
+    // its connections are gone with it: what was open ends, and nothing new begins
+    let cut = soon("the cut", open.wait()).await.unwrap_err();
+    assert_eq!(cut.cause().reason, Reason::NodeUnreachable);
+    let error = soon("a refusal", fleet.client.exec(id, ExecOptions::command(["true"]))).await.unwrap_err();
+    assert_eq!(error.cause().reason, Reason::NodeUnreachable);
+    assert!(error.retryable());
+}
