@@ -28,7 +28,12 @@ fn spec(number: u64) -> SandboxSpec {
         name: String::new(),
         image: defaults::IMAGE.to_owned(),
         kernel: None,
-        resources: Resources { cpu_millis: cpu * 1_000, memory_bytes: memory * GIB, disk_bytes: GIB, pids: 512 },
+        resources: Resources {
+            cpu_millis: cpu * 1_000,
+            memory_bytes: memory * GIB,
+            disk_bytes: GIB,
+            pids: 512,
+        },
         labels: BTreeMap::new(),
         environment: BTreeMap::new(),
         ttl: defaults::TTL,

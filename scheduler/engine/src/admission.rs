@@ -2,12 +2,12 @@
 
 use crate::event::{CallId, Rejection};
 use crate::outbox::Reply;
-use crate::placement::{self, Requirement};
+use crate::placement::{self, Decision, Requirement};
 use crate::state::{Ending, Entry, State};
 use crate::{assignment, ending};
 use pinfold_domain::{
     Cause, Epoch, Explanation, Milestone, Millis, Phase, Reason, RequestId, Revision, Sandbox, SandboxId,
-    SandboxSpec, TenantId,
+    SandboxSpec, TenantId, Verdict,
 };
 use std::collections::BTreeSet;
 
@@ -50,19 +50,22 @@ fn admit(state: &mut State, wanted: Wanted) -> Result<SandboxId, Rejection> {
         return Err(rejection(Reason::Internal, message, None));
     }
     let requirement = Requirement::new(&wanted.spec, BTreeSet::new());
-    let (node, explanation) = placement::decide(&state.cluster, state.config.placement, &requirement);
+    let mut decision = placement::decide(state, &requirement);
     // those of its kind that wait already go first
-    let node = node.filter(|_| !state.queue.has_class(&requirement));
-    if node.is_none() {
-        may_wait(state, &requirement, &explanation)?;
+    if state.queue.has_class(&requirement) {
+        decision.node = None;
+        decision.explanation.verdict = Verdict::Wait;
+    }
+    if decision.node.is_none() {
+        may_wait(state, &requirement, &decision)?;
     }
     insert(state, wanted);
-    match node {
-        Some(node) => assignment::assign(state, id, &node, explanation),
+    match decision.node {
+        Some(node) => assignment::assign(state, id, &node, decision.explanation),
         None => {
             let now = state.now;
             if let Some(entry) = state.sandboxes.get_mut(&id) {
-                entry.sandbox.explanation = Some(explanation);
+                entry.sandbox.explanation = Some(decision.explanation);
             }
             state.queue.push((now, id), requirement, true);
         }
@@ -70,8 +73,9 @@ fn admit(state: &mut State, wanted: Wanted) -> Result<SandboxId, Rejection> {
     Ok(id)
 }
 
-fn may_wait(state: &State, requirement: &Requirement, now: &Explanation) -> Result<(), Rejection> {
-    if state.now >= state.settled_at
+fn may_wait(state: &State, requirement: &Requirement, decision: &Decision) -> Result<(), Rejection> {
+    if !decision.possible
+        && state.now >= state.settled_at
         && let Some((reason, explanation)) = placement::never(&state.cluster, requirement)
     {
         let message = match reason {
@@ -82,6 +86,7 @@ fn may_wait(state: &State, requirement: &Requirement, now: &Explanation) -> Resu
     }
     let (length, limit) = (state.queue.len(), state.config.queue_length);
     if length >= limit {
+        let now = &decision.explanation;
         let message = format!("{length} sandboxes wait already, the limit is {limit}; {}", now.sentence());
         return Err(rejection(Reason::QueueFull, message, Some(now.clone())));
     }

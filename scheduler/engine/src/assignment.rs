@@ -96,7 +96,7 @@ pub(crate) fn refused(
     epoch: Epoch,
     cause: Cause,
 ) {
-    if state.cluster.in_session(node, session).is_none() {
+    if !state.cluster.is_in_session(node, session) {
         return;
     }
     let live = state.cluster.reservation(node, id).is_some_and(|r| r.epoch == epoch && !r.is_confirmed());
@@ -163,12 +163,13 @@ pub(crate) fn drain(state: &mut State) {
         if !fresh && !placement::fits_on_any(&state.cluster, state.cluster.woken(), requirement) {
             continue;
         }
-        let (node, explanation) = placement::decide(&state.cluster, state.config.placement, requirement);
-        match node {
+        let requirement = requirement.clone();
+        let decision = placement::decide(state, &requirement);
+        match decision.node {
             None => state.queue.block(class),
             Some(node) => {
                 budget -= 1;
-                assign(state, id, &node, explanation);
+                assign(state, id, &node, decision.explanation);
                 runnable.extend(state.queue.head(class).map(|order| (order, class)));
             }
         }

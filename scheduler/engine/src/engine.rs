@@ -109,9 +109,8 @@ impl Engine {
             return None;
         }
         let requirement = assignment::requirement(&self.state, id)?;
-        let (_, explanation) =
-            placement::decide(&self.state.cluster, self.state.config.placement, &requirement);
-        Some(explanation)
+        let policy = self.state.config.placement;
+        Some(placement::scan(&self.state.cluster, policy, &requirement).explanation)
     }
 }
 

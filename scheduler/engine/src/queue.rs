@@ -19,7 +19,6 @@ pub(crate) type ClassId = u64;
 struct Class {
     requirement: Requirement,
     waiting: BTreeSet<Order>,
-    fresh: bool,
 }
 
 #[derive(Debug, Default)]
@@ -27,6 +26,8 @@ pub(crate) struct Queue {
     classes: BTreeMap<ClassId, Class>,
     ids: BTreeMap<Requirement, ClassId>,
     places: BTreeMap<SandboxId, (ClassId, Order)>,
+    /// classes that are fresh; all others are blocked
+    fresh: BTreeSet<ClassId>,
     next_class: ClassId,
     /// a drain ran out of its budget
     pub unfinished: bool,
@@ -41,7 +42,10 @@ impl Queue {
                 let id = self.next_class;
                 self.next_class += 1;
                 self.ids.insert(requirement.clone(), id);
-                self.classes.insert(id, Class { requirement, waiting: BTreeSet::new(), fresh: !tried });
+                self.classes.insert(id, Class { requirement, waiting: BTreeSet::new() });
+                if !tried {
+                    self.fresh.insert(id);
+                }
                 id
             }
         };
@@ -59,6 +63,7 @@ impl Queue {
             if class.waiting.is_empty() {
                 self.ids.remove(&class.requirement);
                 self.classes.remove(&class_id);
+                self.fresh.remove(&class_id);
             }
         }
         true
@@ -71,12 +76,15 @@ impl Queue {
 
     /// Classes worth a look, by the age of their oldest: the fresh ones, and when some node `woke` all.
     pub fn runnable(&self, woke: bool) -> BTreeSet<(Order, ClassId)> {
-        let worth = self.classes.iter().filter(|(_, class)| woke || class.fresh);
-        worth.filter_map(|(id, class)| Some((*class.waiting.first()?, *id))).collect()
+        let with_head = |id: &ClassId| self.head(*id).map(|order| (order, *id));
+        match woke {
+            true => self.classes.keys().filter_map(with_head).collect(),
+            false => self.fresh.iter().filter_map(with_head).collect(),
+        }
     }
 
     pub fn has_fresh(&self) -> bool {
-        self.classes.values().any(|class| class.fresh)
+        !self.fresh.is_empty()
     }
 
     pub fn head(&self, class: ClassId) -> Option<Order> {
@@ -85,14 +93,12 @@ impl Queue {
 
     /// What a class wants, and whether it is fresh.
     pub fn class(&self, class: ClassId) -> Option<(&Requirement, bool)> {
-        self.classes.get(&class).map(|class| (&class.requirement, class.fresh))
+        self.classes.get(&class).map(|held| (&held.requirement, self.fresh.contains(&class)))
     }
 
     /// Every node was looked at for this class, in vain.
     pub fn block(&mut self, class: ClassId) {
-        if let Some(class) = self.classes.get_mut(&class) {
-            class.fresh = false;
-        }
+        self.fresh.remove(&class);
     }
 
     pub fn contains(&self, id: SandboxId) -> bool {
@@ -105,7 +111,8 @@ impl Queue {
 
     /// Requirements of blocked classes, and how many wait in each class: for the invariants.
     pub fn blocked(&self) -> impl Iterator<Item = &Requirement> {
-        self.classes.values().filter(|class| !class.fresh).map(|class| &class.requirement)
+        let blocked = self.classes.iter().filter(|(id, _)| !self.fresh.contains(id));
+        blocked.map(|(_, class)| &class.requirement)
     }
 
     pub fn waiting_in_classes(&self) -> usize {

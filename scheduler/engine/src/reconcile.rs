@@ -31,7 +31,7 @@ pub(crate) enum Occasion {
 
 /// One change of one sandbox.
 pub(crate) fn report(state: &mut State, node: &NodeId, session: SessionId, status: NodeReport) {
-    if state.cluster.in_session(node, session).is_none() {
+    if !state.cluster.is_in_session(node, session) {
         return;
     }
     if is_live(state, node, &status) {

@@ -6,6 +6,7 @@ use crate::cluster::reservation::{Reservation, ReservationState};
 use crate::config::EngineConfig;
 use crate::event::StoredState;
 use crate::outbox::Outbox;
+use crate::placement::views::Views;
 use crate::queue::Queue;
 use crate::requests::Requests;
 use crate::state::{Ending, Entry, State};
@@ -30,6 +31,7 @@ pub(crate) fn restore(config: EngineConfig, now: Timestamp, stored: StoredState)
         ended: BTreeSet::new(),
         cluster: Cluster::default(),
         queue: Queue::default(),
+        views: Views::default(),
         requests: Requests::default(),
         timers: Timers::default(),
         outbox: Outbox::default(),

@@ -6,6 +6,7 @@ use crate::config::EngineConfig;
 use crate::event::{Change, Effect, Rejection, RequestRecord};
 use crate::lifetimes;
 use crate::outbox::{Message, Outbox, Reply};
+use crate::placement::views::Views;
 use crate::queue::Queue;
 use crate::requests::{RequestKey, Requests};
 use crate::timers::{TimerKey, Timers};
@@ -60,6 +61,7 @@ pub(crate) struct State {
     pub ended: BTreeSet<(Timestamp, SandboxId)>,
     pub cluster: Cluster,
     pub queue: Queue,
+    pub views: Views,
     pub requests: Requests,
     pub timers: Timers,
     pub outbox: Outbox,

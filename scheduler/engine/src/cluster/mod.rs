@@ -10,9 +10,23 @@ use pinfold_domain::{NodeId, NodeState, SandboxId, Timestamp};
 use reservation::Reservation;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// A state of the fleet: views of it compare theirs with the cluster's. The default is older than any.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version {
+    /// counts removals of nodes
+    removals: u64,
+    /// counts changes of nodes
+    changes: u64,
+}
+
+/// Whoever gets a node to change it marks it as changed: no change is missed by a view.
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
     nodes: BTreeMap<NodeId, NodeEntry>,
+    version: Version,
+    /// each node once, by the number of its last change
+    by_change: BTreeMap<u64, NodeId>,
+    last_change: BTreeMap<NodeId, u64>,
     /// nodes that may have more room than when the queue last looked
     woken: BTreeSet<NodeId>,
 }
@@ -23,22 +37,56 @@ impl Cluster {
     }
 
     pub fn get_mut(&mut self, id: &NodeId) -> Option<&mut NodeEntry> {
+        if self.nodes.contains_key(id) {
+            self.mark(id);
+        }
         self.nodes.get_mut(id)
     }
 
     /// The node, if `session` is the one that it speaks by now.
     pub fn in_session(&mut self, id: &NodeId, session: SessionId) -> Option<&mut NodeEntry> {
-        self.nodes.get_mut(id).filter(|entry| entry.session == Some(session))
+        if self.nodes.get(id)?.session != Some(session) {
+            return None;
+        }
+        self.get_mut(id)
+    }
+
+    pub fn is_in_session(&self, id: &NodeId, session: SessionId) -> bool {
+        self.nodes.get(id).is_some_and(|entry| entry.session == Some(session))
     }
 
     /// The node, known or from now on awaited.
     pub fn entry(&mut self, id: &NodeId, now: Timestamp) -> &mut NodeEntry {
+        self.mark(id);
         self.nodes.entry(id.clone()).or_insert_with(|| NodeEntry::awaited(id.clone(), now))
     }
 
     pub fn remove(&mut self, id: &NodeId) {
         self.nodes.remove(id);
         self.woken.remove(id);
+        self.version.removals += 1;
+        if let Some(change) = self.last_change.remove(id) {
+            self.by_change.remove(&change);
+        }
+    }
+
+    fn mark(&mut self, id: &NodeId) {
+        self.version.changes += 1;
+        let change = self.version.changes;
+        if let Some(old) = self.last_change.insert(id.clone(), change) {
+            self.by_change.remove(&old);
+        }
+        self.by_change.insert(change, id.clone());
+    }
+
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Nodes that changed after `seen`; `None` when nodes were removed since, so that all have to be looked at.
+    pub fn changed_since(&self, seen: Version) -> Option<impl Iterator<Item = &NodeEntry>> {
+        let changed = self.by_change.range(seen.changes + 1..);
+        (seen.removals == self.version.removals).then(|| changed.filter_map(|(_, id)| self.nodes.get(id)))
     }
 
     /// All nodes, those only awaited too.
@@ -57,18 +105,19 @@ impl Cluster {
     }
 
     pub fn reserve(&mut self, node: &NodeId, id: SandboxId, reservation: Reservation) {
-        if let Some(entry) = self.nodes.get_mut(node) {
+        if let Some(entry) = self.get_mut(node) {
             entry.reserve(id, reservation);
         }
     }
 
     /// Gives the room of `id` back and lets the queue look at the node again.
     pub fn release(&mut self, node: &NodeId, id: SandboxId) {
-        if self.nodes.get_mut(node).and_then(|entry| entry.release(id)).is_some() {
+        if self.get_mut(node).and_then(|entry| entry.release(id)).is_some() {
             self.wake(node);
         }
     }
 
+    /// What is known of a reservation; its amounts are not to be changed.
     pub fn reservation(&mut self, node: &NodeId, id: SandboxId) -> Option<&mut Reservation> {
         self.nodes.get_mut(node)?.reservations.get_mut(&id)
     }

@@ -19,6 +19,14 @@ impl Counts {
         }
     }
 
+    /// Takes back what `add` did.
+    pub fn remove(&mut self, rejection: Option<Filter>) {
+        self.considered -= 1;
+        if let Some(filter) = rejection {
+            self.rejected[filter as usize] -= 1;
+        }
+    }
+
     pub fn considered(&self) -> u64 {
         self.considered
     }

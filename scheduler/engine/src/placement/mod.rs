@@ -6,9 +6,11 @@
 pub(crate) mod explain;
 pub(crate) mod filter;
 pub(crate) mod score;
+pub(crate) mod views;
 
 use crate::cluster::Cluster;
 use crate::config::PlacementPolicy;
+use crate::state::State;
 use explain::Counts;
 use pinfold_domain::{Explanation, NodeId, Reason, Resources, SandboxSpec, Verdict};
 use score::Score;
@@ -44,25 +46,49 @@ impl Requirement {
     }
 }
 
-/// The best node for `requirement` now, and how many nodes each filter turned away.
-pub(crate) fn decide(
-    cluster: &Cluster,
-    policy: PlacementPolicy,
-    requirement: &Requirement,
-) -> (Option<NodeId>, Explanation) {
+/// What placement says about one requirement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Decision {
+    /// the best node now
+    pub node: Option<NodeId>,
+    /// how many nodes each filter turned away
+    pub explanation: Explanation,
+    /// some node that is not lost could hold it when empty
+    pub possible: bool,
+}
+
+impl Decision {
+    fn new(node: Option<NodeId>, counts: &Counts, possible: bool) -> Self {
+        let verdict = node.clone().map_or(Verdict::Wait, |node| Verdict::Placed { node });
+        Self { node, explanation: counts.explanation(verdict), possible }
+    }
+}
+
+/// Looks at every node.
+pub(crate) fn scan(cluster: &Cluster, policy: PlacementPolicy, requirement: &Requirement) -> Decision {
     let mut counts = Counts::default();
-    let mut best: Option<Score<'_>> = None;
+    let mut best: Option<(Score, &NodeId)> = None;
     for entry in cluster.registered() {
         let rejection = filter::first_rejection(entry, requirement);
         counts.add(rejection);
         if rejection.is_none() {
-            let score = Score::new(policy, entry, &requirement.resources());
+            let score = (Score::new(policy, entry, &requirement.resources()), &entry.node.id);
             best = Some(best.map_or(score, |held| held.min(score)));
         }
     }
-    let node = best.map(|score| score.node.clone());
-    let verdict = node.clone().map_or(Verdict::Wait, |node| Verdict::Placed { node });
-    (node, counts.explanation(verdict))
+    let mut not_lost = cluster.not_lost();
+    let possible = not_lost.any(|entry| filter::first_rejection_when_empty(entry, requirement).is_none());
+    Decision::new(best.map(|(_, node)| node.clone()), &counts, possible)
+}
+
+/// The best node for a requirement, from a view that is kept.
+pub(crate) fn decide(state: &mut State, requirement: &Requirement) -> Decision {
+    let policy = state.config.placement;
+    let decision = state.views.decide(&state.cluster, policy, requirement);
+    if state.config.check_invariants {
+        assert_eq!(decision, scan(&state.cluster, policy, requirement), "a view differs from the fleet");
+    }
+    decision
 }
 
 /// One of `nodes` has room for `requirement`.

@@ -1,28 +1,27 @@
-//! The score is a struct whose field order is the policy; the smallest wins. The node's name comes last, so that equal
-//! nodes are taken in a fixed order and a replay decides the same.
+//! The score is a struct whose field order is the policy; the smallest wins. Between equal scores the node's name decides,
+//! so that equal nodes are taken in a fixed order and a replay decides the same.
 
 use crate::cluster::node::NodeEntry;
 use crate::config::PlacementPolicy;
+use pinfold_domain::Resources;
 use pinfold_domain::resources::Dimension;
-use pinfold_domain::{NodeId, Resources};
 
 /// Millionths of a node's own size.
 const WHOLE: u64 = 1_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Score<'a> {
+pub(crate) struct Score {
     /// Pack: what would be left free, summed over the dimensions (best fit). Spread: the use of the fullest dimension.
     policy: u64,
     /// how unevenly the dimensions would be left: room of one kind only is of no use
     imbalance: u64,
     /// how many sandboxes the loss of the node would take along
     sandboxes: u64,
-    pub node: &'a NodeId,
 }
 
-impl<'a> Score<'a> {
+impl Score {
     /// `entry` has room for `wanted`.
-    pub fn new(policy: PlacementPolicy, entry: &'a NodeEntry, wanted: &Resources) -> Self {
+    pub fn new(policy: PlacementPolicy, entry: &NodeEntry, wanted: &Resources) -> Self {
         let left = entry.free().saturating_sub(wanted);
         let shares = Dimension::ALL.map(|d| share(left.get(d), entry.node.allocatable.get(d)));
         let most = shares.into_iter().max().unwrap_or(0);
@@ -31,7 +30,7 @@ impl<'a> Score<'a> {
             PlacementPolicy::Pack => shares.into_iter().sum(),
             PlacementPolicy::Spread => WHOLE - least,
         };
-        Self { policy, imbalance: most - least, sandboxes: entry.node.sandboxes, node: &entry.node.id }
+        Self { policy, imbalance: most - least, sandboxes: entry.node.sandboxes }
     }
 }
 

@@ -76,7 +76,8 @@ fn label(key: &str, value: &str) -> BTreeMap<String, String> {
 fn answer(cluster: &Cluster, requirement: &Requirement) -> String {
     let mut text = String::new();
     for policy in [PlacementPolicy::Pack, PlacementPolicy::Spread] {
-        let (node, explanation) = decide(cluster, policy, requirement);
+        let Decision { node, explanation, possible } = scan(cluster, policy, requirement);
+        assert_eq!(possible, never(cluster, requirement).is_none() && cluster.not_lost().count() > 0);
         let node = node.map_or("waits".to_owned(), |node| node.to_string());
         text.push_str(&format!(
             "  {:<7}{node:<6} {}\n",
@@ -159,7 +160,7 @@ proptest! {
             }
         }
         let requirement = want(amounts(wanted.0 * 1_000, wanted.1, 1, 1));
-        let (node, explanation) = decide(&cluster, policy, &requirement);
+        let Decision { node, explanation, .. } = scan(&cluster, policy, &requirement);
         let fitting = cluster.registered().filter(|e| filter::first_rejection(e, &requirement).is_none()).count();
         let rejected: u64 = explanation.filters.iter().map(|filter| filter.rejected).sum();
         prop_assert_eq!(explanation.nodes_considered, nodes.len() as u64);
@@ -169,6 +170,85 @@ proptest! {
             let entry = cluster.get(&node).unwrap();
             prop_assert_eq!(requirement.resources().first_excess(&entry.free()), None);
             prop_assert!(never(&cluster, &requirement).is_none());
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Change {
+    Join {
+        node: u8,
+        cpu: u64,
+    },
+    State {
+        node: u8,
+        state: NodeState,
+    },
+    Reserve {
+        node: u8,
+        sandbox: u8,
+    },
+    Release {
+        node: u8,
+        sandbox: u8,
+    },
+    Remove {
+        node: u8,
+    },
+    /// more requirements than there are views
+    Decide {
+        kind: u64,
+    },
+}
+
+fn any_change() -> impl Strategy<Value = Change> {
+    let node = 0..6_u8;
+    let states = vec![NodeState::Ready, NodeState::Ready, NodeState::Suspect, NodeState::Lost];
+    prop_oneof![
+        2 => (node.clone(), 1..9_u64).prop_map(|(node, cpu)| Change::Join { node, cpu }),
+        1 => (node.clone(), prop::sample::select(states)).prop_map(|(node, state)| Change::State { node, state }),
+        4 => (node.clone(), 0..20_u8).prop_map(|(node, sandbox)| Change::Reserve { node, sandbox }),
+        2 => (node.clone(), 0..20_u8).prop_map(|(node, sandbox)| Change::Release { node, sandbox }),
+        1 => node.prop_map(|node| Change::Remove { node }),
+        6 => (1..25_u64).prop_map(|kind| Change::Decide { kind }),
+    ]
+}
+
+proptest! {
+    /// However the fleet changes, a view says what a scan says.
+    #[test]
+    fn a_view_is_a_scan(changes in prop::collection::vec(any_change(), 0..200), spread in any::<bool>()) {
+        let policy = if spread { PlacementPolicy::Spread } else { PlacementPolicy::Pack };
+        let mut cluster = Cluster::default();
+        let mut views = views::Views::default();
+        let id = |node: u8| format!("n{node}").parse::<NodeId>().unwrap();
+        for change in changes {
+            match change {
+                Change::Join { node: name, cpu } => {
+                    node(&mut cluster, &format!("n{name}"), amounts(cpu * 1_000, 9, 9, 99), amounts(0, 0, 0, 0), &["base"]);
+                }
+                Change::State { node, state } => {
+                    if let Some(entry) = cluster.get_mut(&id(node)) {
+                        entry.node.state = state;
+                    }
+                }
+                Change::Reserve { node, sandbox } => {
+                    let sandbox = SandboxId(uuid::Uuid::from_u128(u128::from(sandbox)));
+                    if cluster.get(&id(node)).is_some_and(|entry| !entry.reservations.contains_key(&sandbox)) {
+                        let held = Reservation::new(Epoch(1), amounts(500, 1, 1, 1), Timestamp(0));
+                        cluster.reserve(&id(node), sandbox, held);
+                    }
+                }
+                Change::Release { node, sandbox } => {
+                    cluster.release(&id(node), SandboxId(uuid::Uuid::from_u128(u128::from(sandbox))));
+                }
+                Change::Remove { node } => cluster.remove(&id(node)),
+                Change::Decide { kind } => {
+                    let requirement = want(amounts(kind * 300, 1, 1, 1));
+                    let scanned = scan(&cluster, policy, &requirement);
+                    prop_assert_eq!(views.decide(&cluster, policy, &requirement), scanned);
+                }
+            }
         }
     }
 }

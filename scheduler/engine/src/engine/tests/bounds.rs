@@ -46,12 +46,16 @@ fn the_work_of_a_step_is_bounded_and_goes_on_at_once() {
     bench.join(registration("n0", 1, room(8)));
     assert_eq!(bench.assigns().len(), 3);
     assert_eq!(bench.engine.next_deadline(), Some(bench.now));
-    bench.step(Event::Tick);
-    assert_eq!(bench.assigns().len(), 3);
+    // who comes now stands behind those that wait, although there is room
+    let late = bench.create("late");
+    assert_eq!((late.phase, bench.assigns().len()), (Phase::Pending, 3));
+    assert_eq!(late.explanation.unwrap().verdict, pinfold_domain::Verdict::Wait);
     bench.step(Event::Tick);
     assert_eq!(bench.assigns().len(), 2);
     assert_ne!(bench.engine.next_deadline(), Some(bench.now));
-    let order: Vec<_> = bench.engine.sandboxes().map(|sandbox| (sandbox.revision, sandbox.id)).collect();
+    assert_eq!(bench.engine.queue_length(), 1);
+    let placed = bench.engine.sandboxes().filter(|sandbox| sandbox.phase == Phase::Assigned);
+    let order: Vec<_> = placed.map(|sandbox| (sandbox.revision, sandbox.id)).collect();
     let mut by_revision = order.clone();
     by_revision.sort();
     assert_eq!(by_revision.into_iter().map(|(_, id)| id).collect::<Vec<_>>(), ids, "the oldest first");
