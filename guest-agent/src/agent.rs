@@ -17,7 +17,7 @@ pub mod limits {
     /// streams of one connection at a time
     pub const STREAMS: u32 = 128;
     /// bytes that one stream may send before the agent has read them
-    pub const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
+    pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
     /// As many as all streams together, so that streams whose processes do not read cannot use up what the others need.
     pub const CONNECTION_WINDOW_BYTES: u32 = STREAMS * STREAM_WINDOW_BYTES;
     /// largest message that the agent takes: a start with its command and environment

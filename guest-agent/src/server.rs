@@ -24,6 +24,9 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
+/// A message of 64 KiB with its prefix in one HTTP/2 frame, instead of five.
+const HTTP2_FRAME_BYTES: u32 = 65 * 1024;
+
 /// Serves until the agent's phase is Off, and for a moment longer, so that the last answers leave.
 pub async fn serve<S, E>(
     agent: Arc<Agent>,
@@ -45,6 +48,7 @@ where
         .max_concurrent_streams(limits::STREAMS)
         .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .max_frame_size(HTTP2_FRAME_BYTES)
         .http2_max_pending_accept_reset_streams(Some(limits::STREAMS as usize))
         .add_service(
             GuestServiceServer::new(Service { agent }).max_decoding_message_size(limits::MESSAGE_BYTES),

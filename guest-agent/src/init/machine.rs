@@ -13,8 +13,9 @@ use std::path::Path;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 const MIB: u64 = 1 << 20;
-/// Least memory that the workload leaves to the kernel and the agent; else a tenth.
-const RESERVE_BYTES: u64 = 24 * MIB;
+/// Least memory that the workload leaves free of what is available when it starts; else a sixteenth of all. So the
+/// workload meets its own limit, where only its largest process ends, before the kernel runs out for everybody.
+const RESERVE_BYTES: u64 = 16 * MIB;
 /// Memory of the agent that is not reclaimed.
 const AGENT_BYTES: u64 = 16 * MIB;
 /// Until the host says how many.
@@ -37,7 +38,10 @@ pub fn set_up_cgroups() -> Result<Workload, Fatal> {
     // a kernel without the memory or cpu controller has none of these, and has said so above
     drop(cgroup::write(&agent.join("memory.min"), AGENT_BYTES));
     drop(cgroup::write(&agent.join("cpu.weight"), 10_000));
-    drop(cgroup::write(&workload.join("memory.max"), workload_bytes(memory_bytes())));
+    drop(cgroup::write(
+        &workload.join("memory.max"),
+        workload_bytes(meminfo("MemTotal:"), meminfo("MemAvailable:")),
+    ));
     drop(cgroup::write(&workload.join("memory.oom.group"), 0));
     let workload = Workload::in_cgroup(workload);
     workload.set_pids_max(FIRST_PIDS_MAX).map_err(Fatal::internal("cannot bound the processes"))?;
@@ -59,15 +63,20 @@ fn enable(parent: &Path, needed: &[&str], wanted: &[&str]) -> Result<(), Fatal> 
     Ok(())
 }
 
-fn workload_bytes(memory_bytes: u64) -> u64 {
-    memory_bytes.saturating_sub((memory_bytes / 10).max(RESERVE_BYTES))
+fn workload_bytes(total: u64, available: u64) -> u64 {
+    available.saturating_sub((total / 16).max(RESERVE_BYTES))
 }
 
-/// What the guest's kernel has to give, in bytes.
+/// What the guest's kernel manages, in bytes.
 pub fn memory_bytes() -> u64 {
+    meminfo("MemTotal:")
+}
+
+/// A line of `/proc/meminfo` (proc_meminfo(5)), in bytes; 0 when it is not there.
+fn meminfo(name: &str) -> u64 {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    total.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
 /// Whatever of this fails is missed later by who needs it; it is said on the console and is not the guest's end.
@@ -104,9 +113,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_workload_leaves_memory_to_the_agent() {
-        assert_eq!(workload_bytes(96 * MIB), 72 * MIB);
-        assert_eq!(workload_bytes(1000 * MIB), 900 * MIB);
-        assert_eq!(workload_bytes(0), 0);
+    fn the_workload_leaves_memory_to_the_kernel_and_the_agent() {
+        assert_eq!(workload_bytes(96 * MIB, 60 * MIB), 44 * MIB);
+        assert_eq!(workload_bytes(1600 * MIB, 1500 * MIB), 1400 * MIB);
+        assert_eq!(workload_bytes(0, 0), 0);
+    }
+
+    #[test]
+    fn meminfo_is_read_in_bytes() {
+        assert!(meminfo("MemTotal:") > meminfo("MemAvailable:"));
+        assert_eq!(meminfo("NoSuchLine:"), 0);
     }
 }
