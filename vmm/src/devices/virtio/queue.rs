@@ -89,8 +89,14 @@ impl VirtQueue {
     }
 }
 
-/// Runs `handle` over the requests of a queue, at most as many as the queue is long, and interrupts the driver if it
-/// wants that. `handle` returns how many bytes it wrote into the chain.
+/// Bytes of requests after which other devices get their turn. The device thread is one: while it serves a disk, sockets
+/// and the control socket wait.
+pub const TURN_BYTES: u64 = 4 << 20;
+/// What a request counts for at least: it costs a system call, however short it is.
+const REQUEST_BYTES_MIN: u64 = 16 << 10;
+
+/// Runs `handle` over the requests of a queue, at most as many as the queue is long and not much more than [`TURN_BYTES`],
+/// and interrupts the driver if it wants that. `handle` returns how many bytes it wrote into the chain.
 pub fn drain(
     queue: &mut VirtQueue,
     memory: &GuestMemory,
@@ -100,14 +106,16 @@ pub fn drain(
     queue.disable_kicks(memory)?;
     let mut progress = super::Progress::Done;
     let mut left = queue.size();
+    let mut bytes = 0;
     loop {
-        while left > 0 {
+        while left > 0 && bytes < TURN_BYTES {
             let Some(chain) = queue.pop(memory)? else { break };
             left -= 1;
+            bytes += REQUEST_BYTES_MIN.max(chain.readable_bytes() + chain.writable_bytes());
             let written = handle(&chain)?;
             queue.push_used(memory, chain.head, written)?;
         }
-        if left == 0 {
+        if left == 0 || bytes >= TURN_BYTES {
             progress = super::Progress::More;
             break;
         }

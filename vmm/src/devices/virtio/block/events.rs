@@ -12,6 +12,9 @@ use crate::memory::GuestMemory;
 use virtio_bindings::virtio_blk;
 
 const HEADER_BYTES: u64 = 16;
+/// Longest transfer of one request: twice what Linux asks for (254 segments of 64 KiB). A queue permits 4 GiB, which on a
+/// slow disk would keep the device thread from everything else for minutes.
+pub const TRANSFER_BYTES_MAX: u64 = 32 << 20;
 
 /// Status byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,10 +58,11 @@ impl Block {
         Ok(u32::try_from(room + 1).unwrap_or(u32::MAX))
     }
 
-    /// Byte offset of a transfer, if it lies on the disk and is whole sectors.
+    /// Byte offset of a transfer, if it lies on the disk, is whole sectors and not too long.
     fn on_disk(&self, sector: u64, bytes: u64) -> Option<u64> {
         let end = sector.checked_add(bytes / SECTOR_BYTES).filter(|end| *end <= self.sectors);
-        let offset = end.filter(|_| bytes.is_multiple_of(SECTOR_BYTES)).map(|_| sector * SECTOR_BYTES);
+        let whole = bytes.is_multiple_of(SECTOR_BYTES) && bytes <= TRANSFER_BYTES_MAX;
+        let offset = end.filter(|_| whole).map(|_| sector * SECTOR_BYTES);
         if offset.is_none() {
             self.metrics.block.guest_errors.increment();
         }

@@ -9,6 +9,6 @@ pub struct BlockMetrics {
     pub flushes: Count,
     /// requests that the host's file refused
     pub host_errors: Count,
-    /// requests past the end, to a read-only disk, of unknown type or of a wrong form
+    /// requests past the end, too long, to a read-only disk, of unknown type or of a wrong form
     pub guest_errors: Count,
 }

@@ -23,8 +23,13 @@ struct Disk {
 
 impl Disk {
     fn new(read_only: bool) -> Self {
+        Self::of(read_only, SECTORS * 512)
+    }
+
+    /// Sparse behind the first sectors.
+    fn of(read_only: bool, bytes: u64) -> Self {
         let file = tempfile::tempfile().expect("a temporary file");
-        file.set_len(SECTORS * 512).expect("length");
+        file.set_len(bytes).expect("length");
         for sector in 0..SECTORS {
             file.write_all_at(&[sector as u8 + 1; 512], sector * 512).expect("written");
         }
@@ -124,6 +129,36 @@ fn transfers_past_the_end_are_refused_and_move_nothing() {
     assert_eq!(disk.file.metadata().expect("metadata").len(), SECTORS * 512, "the file did not grow");
     assert_eq!(disk.driven.guest_errors(), 2 * cases.len() as u64);
     assert_eq!(disk.driven.status() & NEEDS_RESET, 0, "the queue itself is fine");
+}
+
+#[test]
+fn a_transfer_of_any_length_cannot_keep_the_thread() {
+    let mut disk = Disk::of(false, 1 << 30);
+    for (pieces, expected) in [(32, VIRTIO_BLK_S_OK), (33, VIRTIO_BLK_S_IOERR)] {
+        disk.header(VIRTIO_BLK_T_IN, 0);
+        // the same memory again and again
+        let mut chain = vec![(HEADER, 16, false)];
+        chain.extend((0..pieces).map(|_| (BODY, 1 << 20, true)));
+        chain.push((STATUS, 1, true));
+        disk.driven.rings[0].send(&chain);
+        disk.driven.transport.queue_event(0);
+        assert_eq!(disk.driven.rings[0].take_used().len(), 1);
+        assert_eq!(u32::from(disk.driven.read(STATUS, 1)[0]), expected, "{pieces} MiB");
+    }
+}
+
+#[test]
+fn after_some_megabytes_other_devices_have_their_turn() {
+    let mut disk = Disk::of(false, 1 << 30);
+    disk.header(VIRTIO_BLK_T_IN, 0);
+    for _ in 0..8 {
+        disk.driven.rings[0].send(&[(HEADER, 16, false), (BODY, 1 << 20, true), (STATUS, 1, true)]);
+    }
+    disk.driven.transport.queue_event(0);
+    assert_eq!(disk.driven.rings[0].take_used().len(), 4);
+    // it has asked to come back, and then does the rest
+    disk.driven.transport.queue_event(0);
+    assert_eq!(disk.driven.rings[0].take_used().len(), 4);
 }
 
 #[test]
