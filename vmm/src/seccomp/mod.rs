@@ -58,7 +58,11 @@ pub fn install(filter: &Filter) -> Result<(), SeccompError> {
 const COMMON: &[Rule] = &[
     Rule { call: libc::SYS_futex, when: &[], why: "locks and barriers between the threads" },
     Rule { call: libc::SYS_write, when: &[], why: "eventfds; the last words of a panic on standard error" },
-    Rule { call: libc::SYS_pwrite64, when: &[], why: "the console ring; the exit record, also of a thread that panics" },
+    Rule {
+        call: libc::SYS_pwrite64,
+        when: &[],
+        why: "the console ring; the exit record, also of a thread that panics",
+    },
     Rule { call: libc::SYS_brk, when: &[], why: "the allocator grows the heap" },
     Rule {
         call: libc::SYS_mmap,

@@ -5,14 +5,8 @@ use super::{Rule, When};
 /// `KVM_RUN`: `_IO(0xae, 0x80)`
 const KVM_RUN: u64 = 0xae80;
 
-pub(super) const RULES: &[Rule] = &[
-    Rule {
-        call: libc::SYS_ioctl,
-        when: &[When::Is { argument: 1, value: KVM_RUN }],
-        why: "run the guest; no other request reaches KVM from here",
-    },
-    // a driver resets its device by a register write, which is carried out on the vCPU's own thread
-    Rule { call: libc::SYS_epoll_ctl, when: &[], why: "a reset of vsock no longer watches its connections" },
-    Rule { call: libc::SYS_close, when: &[], why: "a reset of vsock closes its connections" },
-    Rule { call: libc::SYS_timerfd_settime, when: &[], why: "a reset of vsock stops its timer" },
-];
+pub(super) const RULES: &[Rule] = &[Rule {
+    call: libc::SYS_ioctl,
+    when: &[When::Is { argument: 1, value: KVM_RUN }],
+    why: "run the guest; no other request reaches KVM from here",
+}];

@@ -58,6 +58,8 @@ struct State {
     driver_features_page: u32,
     driver_features: u64,
     selected_queue: u32,
+    /// the driver reset the device, and the device does not know it yet
+    reset_due: bool,
 }
 
 /// A register access that breaks the rules of the transport.
@@ -83,6 +85,7 @@ impl Transport {
             driver_features_page: 0,
             driver_features: 0,
             selected_queue: 0,
+            reset_due: false,
         };
         Ok(Self { interrupt: Interrupt::new()?, kicks: kicks?, host_fd, metrics, state: Mutex::new(state) })
     }
@@ -149,7 +152,15 @@ impl Transport {
                 self.interrupt.acknowledge(value);
                 Ok(())
             }
-            register::VIRTIO_MMIO_STATUS => self.lock().write_status(value, &self.interrupt),
+            register::VIRTIO_MMIO_STATUS => {
+                let mut state = self.lock();
+                let result = state.write_status(value, &self.interrupt);
+                if state.reset_due {
+                    // the device has sockets and timers, which are none of a vCPU thread's business
+                    let _ = self.kicks[0].write(1);
+                }
+                result
+            }
             _ => self.lock().write_register(offset, value),
         }
     }
@@ -158,6 +169,7 @@ impl Transport {
     pub fn queue_event(&self, queue: usize) {
         let _ = self.kicks[queue].read();
         let mut state = self.lock();
+        state.finish_reset();
         if !state.is_live() {
             return;
         }
@@ -176,6 +188,7 @@ impl Transport {
     /// [`Self::host_fd`] is readable.
     pub fn host_event(&self) {
         let mut state = self.lock();
+        state.finish_reset();
         let live = state.is_live();
         let State { device, memory, queues, .. } = &mut *state;
         let mut io = DeviceIo { memory, queues, interrupt: &self.interrupt };
@@ -365,10 +378,15 @@ impl State {
         Ok(())
     }
 
-    fn reset(&mut self, interrupt: &Interrupt) {
-        if self.status & DRIVER_OK != 0 {
+    fn finish_reset(&mut self) {
+        if std::mem::take(&mut self.reset_due) {
             self.device.reset();
         }
+    }
+
+    fn reset(&mut self, interrupt: &Interrupt) {
+        // queues and registers at once; the device itself before it does anything else, on the device thread
+        self.reset_due |= self.status & DRIVER_OK != 0;
         self.status = 0;
         self.driver_features = 0;
         self.device_features_page = 0;

@@ -5,7 +5,8 @@ use super::device::{MAX_CONNECTIONS, MAX_GUEST_CONNECTIONS, MAX_RESETS, VsockDev
 use super::packet::{
     HEADER_BYTES, HOST_CID, Header, Operation, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM,
 };
-use crate::devices::virtio::driver::{DATA, Driven};
+use crate::devices::virtio::FEATURE_VERSION_1;
+use crate::devices::virtio::driver::{DATA, Driven, Ring};
 use crate::devices::virtio::mmio::NEEDS_RESET;
 use crate::metrics::Metrics;
 use proptest::prelude::*;
@@ -584,7 +585,27 @@ fn a_driver_reset_closes_everything() {
     let mut guest = Guest::new();
     let (mut stream, _) = guest.host_connected();
     guest.driven.put(virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS, 0);
+    assert!(!is_closed(&mut stream), "a vCPU thread wrote the register: it touches no socket");
+    assert_eq!(guest.driven.transport.kicks()[0].read().expect("the device thread is woken"), 1);
+    guest.driven.transport.queue_event(0);
     assert!(is_closed(&mut stream));
+}
+
+#[test]
+fn a_driver_that_comes_back_at_once_finds_no_connection_of_before() {
+    let mut guest = Guest::new();
+    let (mut stream, host_port) = guest.host_connected();
+    guest.driven.put(virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS, 0);
+    let memory = guest.driven.memory.clone();
+    guest.driven.rings = (0..3)
+        .map(|ring| Ring::new(&memory, 0x80_0000 + 0x1_0000 * ring, [256, 256, 16][ring as usize]))
+        .collect();
+    guest.driven.initialise(FEATURE_VERSION_1);
+    guest.post(16);
+    guest.data(PORT, host_port, b"to a connection of before");
+    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert!(is_closed(&mut stream));
+    guest.host_connected();
 }
 
 #[test]
