@@ -148,8 +148,16 @@ fn one_sandbox(pinfold: &Pinfold) -> Result<()> {
 fn fork_bomb(pinfold: &Pinfold, name: &str) -> Result<()> {
     title("A fork bomb, held by the limit on processes");
     pinfold.expect(0, &["exec", name, "--", "python3", "-"], Some(NOTE))?;
-    let words =
-        ["exec", name, "--timeout", "60s", "--", "bash", "-c", "bomb() { bomb | bomb & }; bomb; sleep 60"];
+    let words = [
+        "exec",
+        name,
+        "--timeout",
+        "60s",
+        "--",
+        "bash",
+        "-c",
+        "exec 2>/dev/null; bomb() { bomb | bomb & }; bomb; sleep 60",
+    ];
     let bomb = pinfold.start(&words)?;
     pinfold.expect(0, &["exec", name, "--", "python3", "-"], Some(COUNT))?;
     let asked = Instant::now();

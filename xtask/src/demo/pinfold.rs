@@ -19,7 +19,7 @@ pub struct Pinfold {
     state: PathBuf,
 }
 
-/// A command that runs beside others, its output dropped.
+/// A command that runs beside others, its standard output dropped, its errors shown.
 pub struct Started {
     child: Child,
     shown: String,
@@ -67,7 +67,7 @@ impl Pinfold {
     pub fn start(&self, words: &[&str]) -> Result<Started> {
         announce(words, None);
         let mut command = self.command(words);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.spawn().with_context(|| format!("starting {}", self.binary.display()))?;
         Ok(Started { child, shown: quoted(words) })
     }
