@@ -49,6 +49,9 @@ pub struct EngineConfig {
     /// silence after which a node's sandboxes are lost
     #[serde(rename = "lost_after_ms")]
     pub lost_after: Millis,
+    /// nodes, in percent of the fleet and at least one, that may be given up within a minute: a scheduler that is cut off
+    /// sees a dead fleet
+    pub lost_percent_per_minute: u64,
     /// how long a lost node without sandboxes is still listed
     #[serde(rename = "lost_node_retention_ms")]
     pub lost_node_retention: Millis,
@@ -86,6 +89,7 @@ impl Default for EngineConfig {
             suspect_after: Millis::from_secs(12),
             disconnected_after: Millis::from_secs(30),
             lost_after: Millis::from_secs(300),
+            lost_percent_per_minute: 10,
             lost_node_retention: Millis::from_secs(3600),
             settle_after_restore: Millis::from_secs(15),
             ended_retention: Millis::from_secs(3600),
@@ -117,6 +121,7 @@ impl EngineConfig {
             ("assignment_timeout_ms", self.assignment_timeout.0),
             ("refusal_backoff_ms", self.refusal_backoff.0),
             ("suspect_after_ms", self.suspect_after.0),
+            ("lost_percent_per_minute", self.lost_percent_per_minute),
             ("work_per_step", self.work_per_step as u64),
         ];
         if let Some((field, _)) = counts.into_iter().find(|(_, value)| *value == 0) {

@@ -114,6 +114,9 @@ pub fn at_rest<'a>(
         if !driver.store.sandboxes.contains_key(&id) && !driver.store.removed.contains_key(&id) {
             return Err(format!("{id} was accepted and is nowhere"));
         }
+        if client.deleted && !driver.store.removed.contains_key(&id) {
+            return Err(format!("{id} was deleted and is still there"));
+        }
     }
     if let Some(sandbox) = driver.store.sandboxes.values().find(|sandbox| !sandbox.phase.is_final()) {
         let since = now.since(sandbox.phase_at).0;

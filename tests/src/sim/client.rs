@@ -32,6 +32,8 @@ pub struct Client {
     pub rejected: Option<Reason>,
     pub asked_to_stop: bool,
     pub asked_to_delete: bool,
+    /// the delete was acknowledged
+    pub deleted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -128,7 +130,7 @@ impl Clients {
                 }
             }
             (Act::Stop, Err(rejection)) if rejection.cause.reason == Reason::SandboxNotFound => {}
-            (Act::Delete, Ok(_)) => {}
+            (Act::Delete, Ok(_)) => client.deleted = true,
             (act, Err(rejection)) => return Err(format!("{act:?} was rejected: {:?}", rejection.cause)),
         }
         Ok(None)
@@ -162,6 +164,7 @@ impl Client {
             rejected: None,
             asked_to_stop: false,
             asked_to_delete: false,
+            deleted: false,
         }
     }
 }

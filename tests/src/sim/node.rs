@@ -34,6 +34,8 @@ pub struct Habits {
     pub start_fails: u64,
     pub start_hangs: u64,
     pub powers_off: u64,
+    /// a newer epoch takes the place of an older one that is still here, else it is refused
+    pub replaces: bool,
     pub start_ms: (u64, u64),
     pub stop_ms: (u64, u64),
 }
@@ -167,13 +169,19 @@ impl SimNode {
             let cause = Cause::new(Reason::HostResources, why);
             outcome.messages.push(Message::Refused { sandbox_id, epoch, cause });
         };
+        let mut used = self.used();
         if let Some(instance) = self.instances.get(&sandbox_id) {
-            if instance.epoch != epoch {
+            if instance.epoch >= epoch {
+                return outcome.messages.push(Message::Report(instance.report(sandbox_id)));
+            }
+            if !self.habits.replaces {
                 return refuse("another epoch of it is still here");
             }
-            return outcome.messages.push(Message::Report(instance.report(sandbox_id)));
+            if instance.is_live() {
+                used = used.saturating_sub(&instance.resources);
+            }
         }
-        let with_it = self.used().checked_add(&resources).expect("a simulated node is small");
+        let with_it = used.checked_add(&resources).expect("a simulated node is small");
         if with_it.first_excess(&self.allocatable).is_some() {
             self.out_of_room += 1;
             return refuse("no room");

@@ -11,12 +11,16 @@
 //!
 //! Suspect: nothing new is placed there. Disconnected: its session is closed, so that it dials again. Lost: its
 //! sandboxes are lost and their room is given up; whatever of them still runs there is stopped when it comes back.
+//! Nodes are given up one after the other, a small part of the fleet a minute: when all fall silent at once it is most
+//! likely the scheduler that is cut off, and what was given up cannot be taken back.
 
 use crate::event::{Effect, NodeRegistration, NodeReport, SessionId};
 use crate::state::{Ending, State};
 use crate::timers::TimerKey;
 use crate::{ending, reconcile};
 use pinfold_domain::{Cause, Millis, NodeId, NodeState, Reason, SandboxId, Timestamp};
+
+const MINUTE: Millis = Millis::from_secs(60);
 
 /// A session began. It replaces the one before, and its list is authoritative.
 pub(crate) fn joined(state: &mut State, mut registration: NodeRegistration) {
@@ -85,7 +89,10 @@ pub(crate) fn deadline(state: &State, id: &NodeId) -> Option<Timestamp> {
             config.suspect_after
         }
         NodeState::Suspect => config.disconnected_after,
-        NodeState::Disconnected => config.lost_after,
+        NodeState::Disconnected => {
+            let silent_too_long = node.last_heartbeat.after(config.lost_after);
+            return Some(silent_too_long.max(may_lose_at(state)));
+        }
         NodeState::Lost => Millis(config.lost_after.0.saturating_add(config.lost_node_retention.0)),
     };
     Some(node.last_heartbeat.after(span))
@@ -100,10 +107,12 @@ pub(crate) fn judge(state: &mut State, id: &NodeId) {
     let config = &state.config;
     let (suspect, disconnected, lost) = (config.suspect_after, config.disconnected_after, config.lost_after);
     let forget = lost.0.saturating_add(config.lost_node_retention.0);
-    if silence.0 >= forget {
-        lose(state, id);
-        state.cluster.remove(id);
-    } else if silence >= lost {
+    let is_lost = state.cluster.get(id).is_some_and(|entry| entry.node.state == NodeState::Lost);
+    if is_lost {
+        if silence.0 >= forget {
+            state.cluster.remove(id);
+        }
+    } else if silence >= lost && may_lose_at(state) <= state.now {
         lose(state, id);
     } else if silence >= disconnected {
         disconnect(state, id);
@@ -116,6 +125,18 @@ pub(crate) fn judge(state: &mut State, id: &NodeId) {
     state.retime(TimerKey::Node(id.clone()));
 }
 
+/// When the next node may be given up.
+fn may_lose_at(state: &State) -> Timestamp {
+    let fleet = state.cluster.all().count() as u64;
+    let limit = (fleet * state.config.lost_percent_per_minute / 100).max(1);
+    let losses = state.cluster.losses();
+    match losses.len().checked_sub(usize::try_from(limit).unwrap_or(usize::MAX)) {
+        // the one that must be a minute ago before there may be one more
+        Some(index) => losses.get(index).map_or(state.now, |at| at.after(MINUTE)),
+        None => Timestamp::default(),
+    }
+}
+
 fn disconnect(state: &mut State, id: &NodeId) {
     let Some(entry) = state.cluster.get_mut(id) else { return };
     entry.node.state = NodeState::Disconnected;
@@ -126,6 +147,8 @@ fn disconnect(state: &mut State, id: &NodeId) {
 }
 
 fn lose(state: &mut State, id: &NodeId) {
+    let now = state.now;
+    state.cluster.note_loss(now, MINUTE);
     disconnect(state, id);
     let Some(entry) = state.cluster.get_mut(id) else { return };
     entry.node.state = NodeState::Lost;

@@ -6,9 +6,9 @@ pub(crate) mod reservation;
 
 use crate::event::SessionId;
 use node::NodeEntry;
-use pinfold_domain::{NodeId, NodeState, SandboxId, Timestamp};
+use pinfold_domain::{Millis, NodeId, NodeState, SandboxId, Timestamp};
 use reservation::Reservation;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A state of the fleet: views of it compare theirs with the cluster's. The default is older than any.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +29,8 @@ pub(crate) struct Cluster {
     last_change: BTreeMap<NodeId, u64>,
     /// nodes that may have more room than when the queue last looked
     woken: BTreeSet<NodeId>,
+    /// when nodes were given up, in the last while
+    losses: VecDeque<Timestamp>,
 }
 
 impl Cluster {
@@ -120,6 +122,17 @@ impl Cluster {
     /// What is known of a reservation; its amounts are not to be changed.
     pub fn reservation(&mut self, node: &NodeId, id: SandboxId) -> Option<&mut Reservation> {
         self.nodes.get_mut(node)?.reservations.get_mut(&id)
+    }
+
+    /// Remembers a loss, and those before it that are younger than `span`.
+    pub fn note_loss(&mut self, now: Timestamp, span: Millis) {
+        self.losses.retain(|at| now.since(*at) < span);
+        self.losses.push_back(now);
+    }
+
+    /// In order of time; some may be older than what counts.
+    pub fn losses(&self) -> &VecDeque<Timestamp> {
+        &self.losses
     }
 
     pub fn wake(&mut self, node: &NodeId) {

@@ -7,6 +7,7 @@ pub(super) const GOOD_HABITS: Habits = Habits {
     start_fails: 0,
     start_hangs: 0,
     powers_off: 0,
+    replaces: true,
     start_ms: (50, 900),
     stop_ms: (10, 800),
 };
@@ -17,6 +18,7 @@ pub(super) fn habits(rng: &mut Rng) -> Habits {
         start_fails: rng.between((0, 20)),
         start_hangs: rng.between((0, 10)),
         powers_off: rng.between((0, 30)),
+        replaces: rng.percent(50),
         start_ms: (50, rng.between((900, 9_000))),
         stop_ms: (10, rng.between((800, 9_000))),
     }

@@ -53,6 +53,32 @@ fn a_lost_node_that_comes_back_ends_what_was_given_up() {
 }
 
 #[test]
+fn a_fleet_that_falls_silent_at_once_is_given_up_one_by_one() {
+    let mut bench = Bench::fleet(&[1, 1, 1]);
+    let sandboxes = [bench.running("a"), bench.running("b"), bench.running("c")];
+    let lost = |bench: &Bench| sandboxes.iter().filter(|s| bench.phase(s) == Phase::Lost).count();
+    bench.advance(bench.config.lost_after);
+    assert_eq!(lost(&bench), 1);
+    bench.advance(Millis::from_secs(59));
+    assert_eq!(lost(&bench), 1);
+    bench.advance(Millis::from_secs(1));
+    assert_eq!(lost(&bench), 2);
+    // the scheduler was cut off: the third comes back in time
+    let (last, node) = sandboxes
+        .iter()
+        .find_map(|s| (bench.phase(s) == Phase::Running).then(|| (s.clone(), s.node.clone().unwrap())))
+        .unwrap();
+    let mut back = registration(node.as_str(), 9, room(1));
+    back.statuses = vec![status(&last, 1, Phase::Running)];
+    bench.join(back);
+    bench.advance_with_heartbeats(
+        Millis::from_secs(120),
+        &[(node.as_str(), 9, vec![status(&last, 1, Phase::Running)])],
+    );
+    assert_eq!((bench.phase(&last), lost(&bench)), (Phase::Running, 2));
+}
+
+#[test]
 fn a_session_that_ended_gives_up_nothing() {
     let mut bench = Bench::fleet(&[2]);
     let sandbox = bench.running("a");
