@@ -33,9 +33,9 @@ pub mod limits {
     /// pieces of file work that wait for a thread
     pub const FILE_JOBS: usize = 64;
     /// from the opening of a stream to its first frame
-    pub const FIRST_FRAME: Duration = Duration::from_secs(10);
+    pub const FIRST_FRAME: Duration = Duration::from_secs(30);
     /// from fork to exec of a process
-    pub const START: Duration = Duration::from_secs(20);
+    pub const START: Duration = Duration::from_secs(60);
     /// between SIGTERM and SIGKILL for a process that ran into its time limit
     pub const TIME_LIMIT_GRACE: Duration = Duration::from_secs(2);
     /// Silence on a pipe after which the output of an ended process counts as complete, when another process still

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A child's own pids.max is a little below the workload's, so that a fork bomb leaves room for the process that looks
-//! for it. Where there is no cgroup v2, a process tree is its process group: what leaves the group escapes the kill.
+//! for it. A workload that is root in its guest can undo all this, and harms its own guest only. Where there is no cgroup v2, a process tree is its process group: what leaves the group escapes the kill.
 
 use crate::reaper::{self, Reaper};
 use std::fs::{self, File, OpenOptions};

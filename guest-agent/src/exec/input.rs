@@ -19,15 +19,15 @@ pub enum Input<'a> {
     /// the channel is the output's too
     Terminal {
         terminal: &'a Channel,
-        /// the last byte ended a line, so that one end-of-file character is enough
+        /// the last byte that was taken ended a line, so that one end-of-file character is enough
         at_line_start: bool,
     },
     /// the process has closed its stdin, or the caller has: what still comes is thrown away
     Closed,
 }
 
-/// EOF of a terminal in its default settings (termios(3)).
-const END_OF_FILE: u8 = 4;
+/// EOF of a terminal in its default settings (termios(3)), twice.
+static END_OF_FILE: [u8; 2] = [4, 4];
 
 /// The first frame of a stream.
 pub async fn first(inbound: &mut Streaming<ExecRequest>) -> Result<ExecStart, Cause> {
@@ -44,9 +44,8 @@ pub async fn serve(inbound: &mut Streaming<ExecRequest>, mut input: Input<'_>, p
     let mut waiting: VecDeque<Bytes> = VecDeque::with_capacity(STREAM_QUEUE_FRAMES);
     let (mut more_frames, mut close) = (true, false);
     loop {
-        if close && waiting.is_empty() {
-            input.close().await;
-            close = false;
+        if close {
+            close = !input.close(&mut waiting);
         }
         tokio::select! {
             frame = inbound.message(), if more_frames && waiting.len() < STREAM_QUEUE_FRAMES => match frame {
@@ -55,7 +54,7 @@ pub async fn serve(inbound: &mut Streaming<ExecRequest>, mut input: Input<'_>, p
                         return invalid(format!("stdin has {} bytes in a frame, the limit is {FRAME_BYTES}", data.len()));
                     }
                     // after close_stdin there is nobody to read it
-                    if !close && !matches!(input, Input::Closed) && !data.is_empty() {
+                    if !close && !data.is_empty() && input.takes(&data) {
                         waiting.push_back(data);
                     }
                 }
@@ -134,28 +133,37 @@ fn broken(status: &tonic::Status) -> Cause {
 }
 
 impl Input<'_> {
-    async fn write(&mut self, data: Option<&Bytes>) -> io::Result<usize> {
+    async fn write(&self, data: Option<&Bytes>) -> io::Result<usize> {
         let data = data.map_or(&[][..], |data| data);
         match self {
             Self::Pipe(pipe) => pipe.write(data).await,
-            Self::Terminal { terminal, at_line_start } => {
-                let length = terminal.write(data).await?;
-                *at_line_start = data[..length].last().is_none_or(|&byte| byte == b'\n' || byte == b'\r');
-                Ok(length)
-            }
+            Self::Terminal { terminal, .. } => terminal.write(data).await,
             Self::Closed => Ok(data.len()),
         }
     }
 
-    /// A terminal cannot be half closed: its reader gets the end-of-file character, twice in the middle of a line, where the
-    /// first only hands over what is there.
-    async fn close(&mut self) {
-        if let Self::Terminal { terminal, at_line_start } = self {
-            let characters = [END_OF_FILE; 2];
-            // a terminal that is gone needs no end of file
-            drop(terminal.write(&characters[usize::from(*at_line_start)..]).await);
-        } else {
-            *self = Self::Closed;
+    /// Whether there is somebody to read `data`, which the caller now puts in the queue.
+    fn takes(&mut self, data: &[u8]) -> bool {
+        if let Self::Terminal { at_line_start, .. } = self {
+            *at_line_start = data.last().is_none_or(|&byte| byte == b'\n' || byte == b'\r');
         }
+        !matches!(self, Self::Closed)
+    }
+
+    /// Ends the input after what waits; false when that is still to do. A terminal cannot be half closed: its reader gets the
+    /// end-of-file character, twice in the middle of a line, where the first only hands over what is there.
+    fn close(&mut self, waiting: &mut VecDeque<Bytes>) -> bool {
+        match self {
+            Self::Terminal { at_line_start, .. } => {
+                waiting.push_back(Bytes::from_static(if *at_line_start {
+                    &END_OF_FILE[1..]
+                } else {
+                    &END_OF_FILE
+                }));
+            }
+            Self::Pipe(_) if !waiting.is_empty() => return false,
+            Self::Pipe(_) | Self::Closed => *self = Self::Closed,
+        }
+        true
     }
 }

@@ -1,6 +1,8 @@
 //! Bounds: nobody's silence costs memory, or holds up another.
 
-use crate::harness::{Exec, Frame, PATIENCE, connect, run, shell, start};
+use crate::harness::{
+    Exec, Frame, PATIENCE, connect, connect_with_socket, is_running, run, shell, start, until,
+};
 use bytes::Bytes;
 use pinfold_proto::guest::v1::ExecRequest;
 use pinfold_proto::guest::v1::exec_response::Frame as Answer;
@@ -50,6 +52,24 @@ async fn endless_stdin_for_a_process_that_does_not_read_is_held_back() {
     // the same connection still serves another
     let done = Exec::open(&mut client, shell("echo well")).await.finish().await.unwrap();
     assert_eq!(done.text(), "well\n");
+}
+
+#[tokio::test]
+async fn a_caller_whose_connection_breaks_while_its_stdin_is_held_back_ends_its_process() {
+    let (mut client, socket) = connect_with_socket().await;
+    let first = ExecRequest { frame: Some(Frame::Start(start(&["sleep", "3456.75"]))) };
+    let taken = Arc::new(AtomicU64::new(0));
+    let mut answers = client.exec(endless_stdin(first, taken.clone())).await.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().is_some());
+    let mut last = u64::MAX;
+    until("the input is held back", || {
+        let before = std::mem::replace(&mut last, taken.load(Ordering::Relaxed));
+        before == last
+    })
+    .await;
+    assert!(is_running("3456.75"));
+    socket.shutdown(std::net::Shutdown::Both).unwrap();
+    until("the process ends", || !is_running("3456.75")).await;
 }
 
 #[tokio::test]

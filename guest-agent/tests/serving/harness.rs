@@ -31,16 +31,23 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection of its own to the agent.
 pub async fn connect() -> Client {
-    let name = agent_socket();
+    connect_with_socket().await.0
+}
+
+/// The connection's socket too, to break it.
+pub async fn connect_with_socket() -> (Client, std::os::unix::net::UnixStream) {
+    let stream = std::os::unix::net::UnixStream::connect_addr(&address(agent_socket())).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let socket = stream.try_clone().unwrap();
+    let mut stream = Some(UnixStream::from_std(stream).map(TokioIo::new));
     let channel = Endpoint::from_static("http://guest.invalid")
-        .connect_with_connector(tower::service_fn(move |_: Uri| async move {
-            let stream = std::os::unix::net::UnixStream::connect_addr(&address(name))?;
-            stream.set_nonblocking(true)?;
-            UnixStream::from_std(stream).map(TokioIo::new)
+        .connect_with_connector(tower::service_fn(move |_: Uri| {
+            let stream = stream.take().expect("it connects once");
+            async move { stream }
         }))
         .await
         .unwrap();
-    GuestServiceClient::new(channel)
+    (GuestServiceClient::new(channel), socket)
 }
 
 /// In the abstract namespace: nothing is left in the file system.
@@ -214,8 +221,8 @@ impl Exec {
 
 /// Runs `start` without input to its end.
 pub async fn run(start: ExecStart) -> Result<Outcomes, Status> {
-    let exec = Exec::open(&mut connect().await, start).await;
-    exec.close_stdin().await;
+    let mut exec = Exec::open(&mut connect().await, start).await;
+    exec.half_close();
     exec.finish().await
 }
 
