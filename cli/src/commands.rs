@@ -10,6 +10,7 @@ mod remove;
 mod run;
 
 use crate::args::{Cli, Command, Dev};
+use crate::output::write_stdout;
 use crate::{connect, dev};
 use anyhow::Result;
 use clap::CommandFactory;
@@ -23,7 +24,9 @@ pub async fn dispatch(cli: Cli) -> Result<i32> {
         Command::Dev(Dev::Down) => return dev::down::run(format).await,
         Command::Doctor => return doctor::run(format).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "pinfold", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "pinfold", &mut script);
+            write_stdout(&script)?;
             return Ok(0);
         }
         command => command,

@@ -7,6 +7,8 @@ use pinfold_sdk::Error;
 pub const CALL_FAILED: i32 = 125;
 /// Exit code after Ctrl-C: 128 + SIGINT.
 pub const INTERRUPTED: i32 = 130;
+/// Exit code when the reader of our output has gone, as with `| head`: 128 + SIGPIPE.
+const READER_GONE: i32 = 141;
 
 /// The user ended it: no message.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +31,9 @@ pub fn advised(message: impl Into<String>, advice: impl Into<String>) -> anyhow:
 pub fn report(error: &anyhow::Error) -> i32 {
     if error.is::<Interrupted>() {
         return INTERRUPTED;
+    }
+    if error.downcast_ref().is_some_and(|io: &std::io::Error| io.kind() == std::io::ErrorKind::BrokenPipe) {
+        return READER_GONE;
     }
     eprintln!("{}", text(error));
     CALL_FAILED

@@ -43,15 +43,5 @@ pub async fn process(
     let raw = if flags.tty && stdin { RawMode::enter()? } else { None };
     let code = attach(process, Attachment { stdin, terminal: flags.tty }).await;
     drop(raw);
-    match code {
-        Ok(code) => Ok(code),
-        // the reader of our output has gone, as with `| head`: it has all that it wanted
-        Err(error) if is_broken_pipe(&error) => Ok(128 + 13),
-        Err(error) => Err(error),
-    }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let io = error.downcast_ref::<std::io::Error>();
-    io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    code
 }

@@ -19,6 +19,7 @@ pub async fn run(client: &Client, options: Run) -> Result<i32> {
     // from here on Ctrl-C no longer ends this process by itself
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let mut terminations = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut hangups = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
     // stored before anything can interrupt it, so that there is an id to delete
     let sandbox = create::store(client, spec.into_new()).await?;
     let id = sandbox.id;
@@ -29,6 +30,7 @@ pub async fn run(client: &Client, options: Run) -> Result<i32> {
             ready = &mut started => ready?,
             _ = interrupts.recv() => return Err(Interrupted.into()),
             _ = terminations.recv() => return Err(Interrupted.into()),
+            _ = hangups.recv() => return Err(Interrupted.into()),
         };
         // the environment of the sandbox holds for every process in it
         exec::process(client, id, process, BTreeMap::new(), command).await

@@ -84,7 +84,7 @@ pub async fn run(format: Format) -> Result<i32> {
         view.nodes.push(node);
         ended?;
     }
-    end_host_nodes(&fleet).await?;
+    end_host_nodes(&fleet, &mut view).await?;
     progress.done("");
     progress.begin("scheduler");
     if let Some(scheduler) = &fleet.state.scheduler {
@@ -136,9 +136,15 @@ async fn end_node(node: &VirtualNode) -> (NodeView, Result<()>) {
     (NodeView { node: node.name.clone(), left, problem }, ended)
 }
 
-async fn end_host_nodes(fleet: &Fleet) -> Result<()> {
+async fn end_host_nodes(fleet: &Fleet, view: &mut DownView) -> Result<()> {
     for node in fleet.state.nodes.iter().filter(|node| node.kind == NodeKind::Host) {
         node.process.end(NODE_LIMIT).await?;
+        let found = host_node::leftovers().await;
+        let (left, problem) = match found.and_then(|json| Ok(serde_json::from_str(&json)?)) {
+            Ok(left) => (Some(left), String::new()),
+            Err(error) => (None, format!("{error:#}")),
+        };
+        view.nodes.push(NodeView { node: node.name.clone(), left, problem });
         host_node::remove_files()?;
     }
     Ok(())

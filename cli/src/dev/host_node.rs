@@ -5,10 +5,12 @@ use super::process::spawn_detached;
 use super::state::{NodeKind, NodeState};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Sockets of sandboxes lie below it, so its path is short.
 const STATE_DIR: &str = "/var/lib/pinfold-dev";
 const CGROUP: &str = "/sys/fs/cgroup/pinfold-dev";
+const LEFTOVERS_LIMIT: Duration = Duration::from_secs(30);
 
 /// `None` when a node can run here; otherwise why it cannot, for a person.
 pub fn obstacle() -> Option<String> {
@@ -50,6 +52,18 @@ pub fn launch(directory: &Path, name: &str, scheduler: &str, files: &NodeFiles) 
     let process = spawn_detached(&program, &arguments, directory, &log)?;
     let directory = PathBuf::from(STATE_DIR);
     Ok(NodeState { name: name.to_owned(), kind: NodeKind::Host, process, directory, memory_mib: None, log })
+}
+
+/// What the node agent finds of sandboxes on this machine, as JSON.
+pub async fn leftovers() -> Result<String> {
+    let program = artifacts::program("pinfold-node-agent")?;
+    let mut command = tokio::process::Command::new(&program);
+    command.args(["leftovers", "-o", "json", "--state-dir", STATE_DIR, "--cgroup-root", CGROUP]);
+    let output = command.kill_on_drop(true).stdin(std::process::Stdio::null()).output();
+    let output = tokio::time::timeout(LEFTOVERS_LIMIT, output).await;
+    let output = output.with_context(|| format!("{} leftovers did not end", program.display()))?;
+    let output = output.with_context(|| format!("cannot run {}", program.display()))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Removes what the agent keeps between its runs, once it has ended.

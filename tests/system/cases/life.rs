@@ -72,7 +72,7 @@ pub async fn stop_has_its_reason(context: Context) -> Result<()> {
     ensure!(sandbox.cause.as_ref().map(|c| c.reason) == Some(Reason::StopRequested), "{:?}", sandbox.cause);
     context.client.delete(id).await?;
     context.client.wait_gone(id, Duration::from_secs(30)).await?;
-    let error = context.client.get(id).await.unwrap_err();
+    let error = context.client.get(id).await.err().context("it is still there")?;
     ensure!(error.cause().reason == Reason::SandboxNotFound, "{error}");
     context.reserved_is_zero_within(Duration::from_secs(20)).await
 }
@@ -150,6 +150,7 @@ pub async fn agent_restart_keeps_the_sandbox(context: Context) -> Result<()> {
 pub async fn scheduler_restart_keeps_the_sandbox(context: Context) -> Result<()> {
     let before = context.start(NewSandbox::default()).await?;
     context.shell(before.id, "echo kept > /root/state").await?;
+    let mut watch = context.client.watch(before.revision);
     context.restart_scheduler().await?;
     let content = tokio::time::timeout(START_LIMIT, async {
         loop {
@@ -165,7 +166,17 @@ pub async fn scheduler_restart_keeps_the_sandbox(context: Context) -> Result<()>
     let after = context.client.get(before.id).await?;
     ensure!(after.phase == Phase::Running && after.epoch == before.epoch, "{after:?}");
     ensure!(after.spec == before.spec, "the stored spec has changed: {:?}", after.spec);
-    Ok(())
+    // a watch from before goes on by itself and misses nothing
+    context.client.stop(before.id, None).await?;
+    let seen = async {
+        loop {
+            let event = watch.next().await?;
+            if event.sandbox.id == before.id && event.sandbox.phase == Phase::Stopped {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(START_LIMIT, seen).await.context("the watch did not see the end")?
 }
 
 /// Runs last: all the cases before, the failed starts among them, have left nothing in the node.

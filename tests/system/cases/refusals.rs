@@ -109,7 +109,7 @@ pub async fn full_fleet_lets_wait(context: Context) -> Result<()> {
 
 pub async fn exec_needs_a_running_sandbox(context: Context) -> Result<()> {
     let unknown = "0190b3f0-5a00-7000-8000-000000000001".parse()?;
-    let error = context.exec(unknown, ExecOptions::command(["true"])).await.unwrap_err();
+    let error = context.exec(unknown, ExecOptions::command(["true"])).await.err().context("exec nowhere")?;
     let cause =
         |error: &anyhow::Error| error.downcast_ref::<pinfold_sdk::Error>().map(|error| error.cause().reason);
     ensure!(cause(&error) == Some(Reason::SandboxNotFound), "{error:#}");
@@ -121,7 +121,7 @@ pub async fn exec_needs_a_running_sandbox(context: Context) -> Result<()> {
     }
     context.client.stop(id, None).await?;
     context.ended(id).await?;
-    let error = context.exec(id, ExecOptions::command(["true"])).await.unwrap_err();
+    let error = context.exec(id, ExecOptions::command(["true"])).await.err().context("exec after the end")?;
     ensure!(cause(&error) == Some(Reason::SandboxEnded), "{error:#}");
     Ok(())
 }
