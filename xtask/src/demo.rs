@@ -78,9 +78,6 @@ pub struct Arguments {
     /// Nodes; with more than one, two sandboxes for each are spread over them
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub nodes: u32,
-    /// Take the binaries as they are instead of building them first
-    #[arg(long)]
-    pub no_build: bool,
 }
 
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {

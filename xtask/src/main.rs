@@ -25,6 +25,9 @@ use workspace::Workspace;
 struct Arguments {
     #[command(subcommand)]
     task: Task,
+    /// Take the product's binaries as they are instead of building them first
+    #[arg(long, global = true)]
+    no_build: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -34,11 +37,7 @@ enum Task {
     /// Build the product's binaries: release, static
     Build,
     /// Make the guest's root file system and stock kernel, and the virtual node
-    Images {
-        /// Take the binaries as they are instead of building them first
-        #[arg(long)]
-        no_build: bool,
-    },
+    Images,
     /// Make our own guest kernel (some minutes the first time) and use it by default
     Kernel,
     /// Show the product: from nothing to running sandboxes and back to nothing
@@ -65,35 +64,30 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     let workspace = Workspace::find()?;
     let _lock = workspace.lock()?;
+    let prepare = || {
+        setup::run(&workspace)?;
+        if !arguments.no_build {
+            build::run(&workspace)?;
+        }
+        images::run(&workspace)
+    };
     match arguments.task {
         Task::Setup => setup::run(&workspace),
         Task::Build => build::run(&workspace),
-        Task::Images { no_build: false } => prepare(&workspace),
-        Task::Images { no_build: true } => images::run(&workspace),
+        Task::Images => prepare(),
         Task::Kernel => {
             images::own_kernel::run(&workspace)?;
-            prepare(&workspace)
+            prepare()
         }
-        Task::Demo(arguments) => {
-            setup::run(&workspace)?;
-            if !arguments.no_build {
-                build::run(&workspace)?;
-            }
-            images::run(&workspace)?;
-            demo::run(&workspace, &arguments)
+        Task::Demo(demo) => {
+            prepare()?;
+            demo::run(&workspace, &demo)
         }
-        Task::Test(arguments) => {
-            prepare(&workspace)?;
-            check::test(&workspace, &arguments)
+        Task::Test(test) => {
+            prepare()?;
+            check::test(&workspace, &test)
         }
         Task::Check => check::check(&workspace),
         Task::Clean => workspace.clean(),
     }
-}
-
-/// What everything that runs a sandbox needs.
-fn prepare(workspace: &Workspace) -> anyhow::Result<()> {
-    setup::run(workspace)?;
-    build::run(workspace)?;
-    images::run(workspace)
 }
