@@ -32,7 +32,8 @@ pub struct MachineConfig {
     pub initrd: Option<FdNumber>,
     /// Appended by the VMM: `virtio_mmio.device=` entries when `mmio_on_cmdline` is set.
     pub cmdline: String,
-    /// Describe virtio-mmio devices on the kernel command line too (for kernels without ACPI).
+    /// Describe virtio-mmio devices on the kernel command line too, for kernels without ACPI. Such a kernel runs on one
+    /// vCPU: processors are described by ACPI alone.
     #[serde(default)]
     pub mmio_on_cmdline: bool,
     /// In order: the first is `/dev/vda` in the guest.
