@@ -10,6 +10,7 @@ use pinfold_domain::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+mod anything;
 mod assign;
 mod bounds;
 mod create;
