@@ -44,6 +44,9 @@ pub struct Stop {
 pub enum Begin {
     /// a new assignment; `after` is cancelled when the sandbox's earlier epoch is gone
     Assigned { after: Option<CancellationToken> },
+    /// an earlier agent ended before there was a machine: what it had taken is undone, then it begins anew, within the
+    /// start limit of the assignment
+    Again,
     /// an earlier agent brought the machine up; it was ready if `ready`
     Adopted { machine: Arc<dyn Machine>, ready: bool },
     /// an earlier agent brought it up, and the machine has ended since
@@ -84,6 +87,10 @@ impl Actor {
                 *held = Some(Arc::clone(&machine));
                 let context = self.context.clone();
                 self.starting(async move { bringup::resume(&context, machine).await }).await
+            }
+            Begin::Again => {
+                let context = self.context.clone();
+                self.starting(async move { bringup::again(&context).await }).await
             }
             Begin::Assigned { after } => {
                 let context = self.context.clone();

@@ -9,7 +9,7 @@
 //! [`super::teardown`], each act of which is idempotent. So a cause for failure is all that a step returns.
 
 use super::record::{Assignment, Ledger};
-use super::{Host, policy};
+use super::{Host, policy, teardown};
 use crate::clock::BootTime;
 use crate::guest::{GuestError, HelloFuture};
 use crate::host::paths::remove_file;
@@ -122,6 +122,12 @@ pub async fn run(context: &Context, after: Option<CancellationToken>) -> Result<
     context.ledger.save();
     let accepted = Accepted { assignment: context.ledger.assignment() };
     accepted.prepare(context).await?.jail(context).await?.boot(context).await?.ready(context).await
+}
+
+/// All steps once more, after what the first try had taken is undone.
+pub async fn again(context: &Context) -> Result<Ready, Cause> {
+    teardown::run(context, None).await.map_err(|left| Cause::new(Reason::HostResources, left))?;
+    run(context, None).await
 }
 
 /// The last two steps, for a machine that an earlier agent started. Its guest may have said hello already, so it is

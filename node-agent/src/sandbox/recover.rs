@@ -58,7 +58,7 @@ fn one(host: &Host, changed: &Changed, record: Record, paths: SandboxPaths) -> R
         Some(process) if record.boot_id == *host.boot_id => host.machines.attach(id, &paths, process)?,
         _ => None,
     };
-    let (phase, uid, boot_id) = (record.phase, record.uid, record.boot_id.clone());
+    let (phase, uid, process, boot_id) = (record.phase, record.uid, record.process, record.boot_id.clone());
     // How much of its grace had passed is not known, so it gets little.
     let stop = record
         .cause
@@ -81,6 +81,10 @@ fn one(host: &Host, changed: &Changed, record: Record, paths: SandboxPaths) -> R
         }
         // It was on its way down, and came there: the order is its cause.
         None if let Some(stop) = &stop => Begin::Gone { phase: Phase::Stopped, cause: stop.cause.clone() },
+        None if process.is_none() && boot_id == *host.boot_id => {
+            tracing::info!(sandbox = %id, "begun anew: the earlier agent ended before there was a machine");
+            Begin::Again
+        }
         None => {
             let cause = gone(host, &context, &boot_id);
             Begin::Gone { phase: phase_of_end(&cause), cause }
@@ -93,9 +97,6 @@ fn one(host: &Host, changed: &Changed, record: Record, paths: SandboxPaths) -> R
 fn gone(host: &Host, context: &Context, boot_id: &str) -> Cause {
     if *boot_id != *host.boot_id {
         return Cause::new(Reason::VmmFailed, "the node was booted again");
-    }
-    if context.ledger.record().process.is_none() {
-        return Cause::new(Reason::VmmFailed, "the node agent ended while it was being started");
     }
     let exit: Exit = host.machines.ended(context.ledger.paths());
     classify(&evidence(context, exit))
@@ -121,3 +122,6 @@ async fn discard(host: &Host, id: SandboxId, paths: &SandboxPaths, why: &str) {
         tracing::error!(sandbox = %id, error = error.sentence(), "it cannot be removed");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,7 +49,7 @@ pub struct World {
     /// what has happened, in order
     pub log: Mutex<Vec<String>>,
     removals_failed: Mutex<u32>,
-    machine: FakeMachine,
+    pub machine: FakeMachine,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -81,7 +81,7 @@ impl World {
         self.log.lock().unwrap().push(what.to_owned());
     }
 
-    fn hold(&self, what: &str) {
+    pub fn hold(&self, what: &str) {
         self.note(&format!("+{what}"));
         self.held.lock().unwrap().insert(what.to_owned());
     }
@@ -200,10 +200,14 @@ impl Machines for Fake {
         _paths: &SandboxPaths,
         _process: ProcessRecord,
     ) -> Result<Option<Arc<dyn Machine>>, HostError> {
-        Ok(None)
+        let lives = self.0.held.lock().unwrap().contains("machine");
+        Ok(lives.then(|| {
+            let machine: Arc<dyn Machine> = Arc::new(self.clone());
+            machine
+        }))
     }
     fn ended(&self, _paths: &SandboxPaths) -> Exit {
-        Exit::default()
+        self.0.machine.exit.lock().unwrap().clone()
     }
 }
 

@@ -1,0 +1,164 @@
+//! What a second agent makes of what the first one left: the records are real files, the host is the actor tests' fake.
+
+use super::*;
+use crate::machine::ProcessRecord;
+use crate::registry::Registry;
+use crate::sandbox::actor::tests::{World, host};
+use crate::sandbox::record::Assignment;
+use crate::sandbox::record::tests::{ID, assignment};
+use pinfold_domain::{Epoch, Resources};
+use pinfold_proto::convert::sandbox::StatusReport;
+use pinfold_service::{CancellationToken, Tasks};
+use pinfold_vmm_api::control::{ExitReason, ExitRecord};
+
+struct Left {
+    world: Arc<World>,
+    host: Host,
+    _directory: tempfile::TempDir,
+}
+
+/// A node on which `held` exists and the record is as `change` makes it.
+fn left(held: &[&str], change: impl FnOnce(&mut Record)) -> Left {
+    let directory = tempfile::tempdir().unwrap();
+    let world = World::with([]);
+    held.iter().for_each(|what| world.hold(what));
+    let host = host(&world, directory.path());
+    let mut record = Record::new("boot", assignment(3));
+    record.uid = Some(rustix::process::geteuid().as_raw());
+    record.process = Some(ProcessRecord { pid: 4_000_000, start_ticks: 1 });
+    record.phase = Phase::Running;
+    change(&mut record);
+    let paths = host.state.sandbox(ID.parse().unwrap());
+    paths.create().unwrap();
+    Ledger::new(record, paths, Arc::new(|_| {})).save();
+    Left { world, host, _directory: directory }
+}
+
+const ALL: [&str; 3] = ["cgroup", "disk", "machine"];
+
+impl Left {
+    async fn recovered(&self) -> Arc<Registry> {
+        let room = Resources { cpu_millis: 4000, memory_bytes: 1 << 30, disk_bytes: 1 << 32, pids: 10_000 };
+        let registry = Registry::new(self.host.clone(), room, Tasks::default(), CancellationToken::new());
+        for found in run(&self.host, &registry.changed()).await.unwrap() {
+            registry.adopt(found);
+        }
+        Arc::new(registry)
+    }
+
+    /// The report once it is of `phase`; `None` when no such sandbox is known.
+    async fn report(&self, registry: &Registry, phase: Phase) -> Option<StatusReport> {
+        let ledger = registry.ledger(ID.parse().unwrap())?;
+        let mut reports = ledger.reports();
+        let reached =
+            tokio::time::timeout(Duration::from_secs(600), reports.wait_for(|report| report.phase == phase));
+        Some(reached.await.expect("the phase comes").unwrap().clone())
+    }
+
+    fn nothing_is_left(&self) {
+        assert_eq!(self.world.held(), [] as [&str; 0]);
+        assert_eq!(self.host.uids.taken(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_lives_goes_on_under_the_new_agent() {
+    let left = left(&ALL, |_| {});
+    let registry = left.recovered().await;
+    let before = left.report(&registry, Phase::Running).await.unwrap();
+    assert_eq!((before.epoch, before.sequence), (Epoch(3), 1), "nothing has changed");
+    assert_eq!(left.world.held(), ALL);
+    assert_eq!(left.host.uids.take(), None, "its uid is not given to another");
+    // and it can be ended
+    let stop = Stop { cause: Cause::new(Reason::StopRequested, "asked"), grace: Duration::from_secs(1) };
+    assert!(registry.stop(ID.parse().unwrap(), Epoch(3), stop));
+    left.report(&registry, Phase::Stopped).await.unwrap();
+    left.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_was_booting_becomes_ready() {
+    let left = left(&ALL, |record| record.phase = Phase::Starting);
+    let registry = left.recovered().await;
+    left.report(&registry, Phase::Running).await.unwrap();
+    assert_eq!(left.world.held(), ALL);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_had_no_machine_yet_is_begun_anew() {
+    let left = left(&["disk"], |record| {
+        record.phase = Phase::Starting;
+        record.process = None;
+    });
+    let registry = left.recovered().await;
+    left.report(&registry, Phase::Running).await.unwrap();
+    let log = left.world.log.lock().unwrap().join(" ");
+    assert_eq!(log, "+disk -disk +disk +cgroup +machine");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_is_gone_fails_with_its_own_reason() {
+    let left = left(&ALL[..2], |_| {});
+    let record = ExitRecord {
+        reason: ExitReason::GuestReset,
+        message: "triple fault".into(),
+        memory: Default::default(),
+        counters: Default::default(),
+    };
+    left.world.machine.end(Exit { record: Some(record), signal: None });
+    let registry = left.recovered().await;
+    let report = left.report(&registry, Phase::Failed).await.unwrap();
+    assert_eq!(report.cause.unwrap(), Cause::new(Reason::GuestReset, "triple fault"));
+    left.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_was_under_way_is_carried_out() {
+    for held in [&ALL[..], &ALL[..2]] {
+        let left = left(held, |record| {
+            record.phase = Phase::Stopping;
+            record.cause = Some(Cause::new(Reason::DeleteRequested, "asked"));
+        });
+        let registry = left.recovered().await;
+        let report = left.report(&registry, Phase::Stopped).await.unwrap();
+        assert_eq!(report.cause.unwrap().reason, Reason::DeleteRequested);
+        left.nothing_is_left();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_boot_has_no_machine_of_this_one() {
+    // the pid of the record may be anybody's now
+    let left = left(&ALL, |record| record.boot_id = "earlier".into());
+    let registry = left.recovered().await;
+    let cause = left.report(&registry, Phase::Failed).await.unwrap().cause.unwrap();
+    assert_eq!((cause.reason, cause.message.contains("booted again")), (Reason::VmmFailed, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_was_not_forgotten_is_told_again() {
+    let left = left(&[], |record| {
+        record.phase = Phase::Stopped;
+        record.cause = Some(Cause::new(Reason::TtlExpired, "over"));
+    });
+    let registry = left.recovered().await;
+    assert_eq!(registry.reports().len(), 1);
+    assert_eq!(registry.reports()[0].phase, Phase::Stopped);
+    registry.forget(ID.parse().unwrap(), Epoch(3));
+    assert!(registry.reports().is_empty() && left.host.state.list().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_is_removed() {
+    let other: Assignment = Assignment { id: ID.replace("0001", "0002").parse().unwrap(), ..assignment(1) };
+    let foreign = serde_json::to_string(&Record::new("boot", other)).unwrap();
+    for text in ["", "{", &foreign] {
+        let left = left(&ALL, |_| {});
+        std::fs::write(left.host.state.sandbox(ID.parse().unwrap()).record(), text).unwrap();
+        let registry = left.recovered().await;
+        assert!(registry.reports().is_empty());
+        // the disk is a file of the directory that goes as a whole
+        assert_eq!(left.world.held(), ["disk"]);
+        assert!(left.host.state.list().unwrap().is_empty());
+    }
+}
