@@ -31,9 +31,12 @@ impl Fatal {
     }
 }
 
-/// Makes `/dev/console` this process's stdout and stderr, and nothing its stdin.
+/// Makes `/dev/console` this process's stdout and stderr, and nothing its stdin. Writes do not wait: the workload may have
+/// stopped the terminal, and the agent must not stop with it.
 pub fn attach() {
-    if let Ok(console) = OpenOptions::new().write(true).custom_flags(libc::O_NOCTTY).open("/dev/console") {
+    if let Ok(console) =
+        OpenOptions::new().write(true).custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK).open("/dev/console")
+    {
         // a console that cannot be had is no reason to stop
         let _ = dup2_stdout(&console);
         let _ = dup2_stderr(&console);
@@ -43,18 +46,15 @@ pub fn attach() {
     }
 }
 
-/// Waits until all that was said has left the machine: a reset would swallow it.
-pub fn drain() {
-    let _ = tcdrain(std::io::stderr());
-}
-
 /// Writes one line. A console that cannot be written is no reason to stop.
 pub fn say(text: impl fmt::Display) {
     let line = format!("pinfold-guest: {}\n", text.to_string().replace('\n', " "));
     drop(std::io::stderr().write_all(line.as_bytes()));
 }
 
-/// The last line of a guest that cannot go on.
+/// The last line of a guest that cannot go on. Waits until it has left the machine: a reset would swallow it.
 pub fn fatal(fatal: &Fatal) {
     say(format_args!("fatal: {fatal}"));
+    // where the console is no terminal, there is nothing to wait for
+    let _ = tcdrain(std::io::stderr());
 }

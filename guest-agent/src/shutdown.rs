@@ -51,7 +51,6 @@ async fn emptied_within(agent: &Agent, time: Duration) -> bool {
 /// too. A kernel that is asked for a power-off that it cannot do stops all processors for ever, so it is asked only where it
 /// can.
 pub fn power_off() -> ! {
-    console::drain();
     if has_soft_off() {
         // where the VMM does not heed it, the call does not come back to its thread, and the reset follows
         let asked = thread::Builder::new().spawn(|| reboot(RebootMode::RB_POWER_OFF));
@@ -71,7 +70,6 @@ fn has_soft_off() -> bool {
 
 /// Ends the machine at once.
 pub fn reset() -> ! {
-    console::drain();
     let Err(error) = reboot(RebootMode::RB_AUTOBOOT);
     console::say(format_args!("cannot reset: {error}"));
     // the end of PID 1 is a kernel panic, which `panic=` on the kernel's command line turns into a reset

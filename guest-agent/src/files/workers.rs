@@ -52,6 +52,19 @@ impl Workers {
     }
 }
 
+impl Workers {
+    /// Runs `job` on a worker, or here when all places are taken. For the ends of things, which wait for nothing.
+    pub fn later(&self, job: impl FnOnce() + Send + 'static) {
+        let Ok(place) = self.places.clone().try_acquire_owned() else { return job() };
+        let job = Box::new(move || {
+            job();
+            drop(place);
+        });
+        // fails only when no worker is left, and the job is then dropped with what it owns
+        drop(self.jobs.try_send(job));
+    }
+}
+
 fn work(queue: &Mutex<Receiver<Job>>) {
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();

@@ -48,10 +48,33 @@ pub async fn run(
     }
     let user = resolve(&agent, &start.user).await?;
     let path = start.path.clone();
-    let mut draft = agent.workers.run(move || Draft::begin(&user, &start)).await??;
+    let draft = agent.workers.run(move || Draft::begin(&user, &start)).await??;
+    let mut held = Held { draft: Some(draft), agent: agent.clone() };
+    let received = receive(&mut held, &mut inbound, &path).await;
+    let draft = held.take()?;
+    match received {
+        Ok(size_bytes) => {
+            let committed = agent.workers.run(move || draft.commit(mode)).await?;
+            committed.map_err(|error| cause("write", &path, &error))?;
+            Ok(WriteFileResponse { size_bytes })
+        }
+        Err(cause) => {
+            // gone before the caller is told
+            agent.workers.run(move || drop(draft)).await?;
+            Err(cause)
+        }
+    }
+}
+
+/// Fills the draft up to the commit. Returns its size.
+async fn receive(
+    held: &mut Held,
+    inbound: &mut Streaming<WriteFileRequest>,
+    path: &str,
+) -> Result<u64, Cause> {
     let mut size_bytes = 0;
     loop {
-        match next(&mut inbound).await? {
+        match next(inbound).await? {
             Frame::Data(data) if data.len() > FRAME_BYTES => {
                 let length = data.len();
                 return Err(invalid(format!(
@@ -60,22 +83,16 @@ pub async fn run(
             }
             Frame::Data(data) => {
                 size_bytes += data.len() as u64;
+                let mut draft = held.take()?;
                 let job = move || {
                     let written = draft.file.write_all(&data);
                     (draft, written)
                 };
-                let (returned, written) = agent.workers.run(job).await?;
-                written.map_err(|error| cause("write", &path, &error))?;
-                draft = returned;
+                let (draft, written) = held.agent.workers.run(job).await?;
+                held.draft = Some(draft);
+                written.map_err(|error| cause("write", path, &error))?;
             }
-            Frame::Commit(_) => {
-                agent
-                    .workers
-                    .run(move || draft.commit(mode))
-                    .await?
-                    .map_err(|e| cause("write", &path, &e))?;
-                return Ok(WriteFileResponse { size_bytes });
-            }
+            Frame::Commit(_) => return Ok(size_bytes),
             Frame::Start(_) => return Err(invalid("frame: start comes first, and once")),
         }
     }
@@ -88,6 +105,26 @@ async fn next(inbound: &mut Streaming<WriteFileRequest>) -> Result<Frame, Cause>
         Err(status) => {
             let message = format!("the caller's stream broke, nothing was changed: {}", status.message());
             Err(Cause::new(Reason::InvalidArgument, message))
+        }
+    }
+}
+
+/// A draft between two steps. It is removed on a worker, however the call ends: a large file takes its time.
+struct Held {
+    draft: Option<Draft>,
+    agent: Arc<Agent>,
+}
+
+impl Held {
+    fn take(&mut self) -> Result<Draft, Cause> {
+        self.draft.take().ok_or_else(|| Cause::new(Reason::Internal, "the file work failed"))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(draft) = self.draft.take() {
+            self.agent.workers.later(move || drop(draft));
         }
     }
 }

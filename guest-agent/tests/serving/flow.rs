@@ -1,58 +1,14 @@
 //! Bounds: nobody's silence costs memory, or holds up another.
 
 use crate::harness::{
-    Exec, Frame, PATIENCE, connect, connect_with_socket, is_running, run, shell, start, until,
+    Exec, Frame, PATIENCE, connect, connect_with_socket, endless_stdin, is_running, run, shell, start, until,
 };
-use bytes::Bytes;
 use pinfold_proto::guest::v1::ExecRequest;
 use pinfold_proto::guest::v1::exec_response::Frame as Answer;
 use pinfold_proto::limits::FRAME_BYTES;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio_stream::StreamExt;
-
-const MIB: u64 = 1 << 20;
-
-/// Anonymous memory of this process, the agent and the caller together.
-fn memory_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-}
-
-/// Frames of stdin without end, counted as they are taken.
-fn endless_stdin(
-    first: ExecRequest,
-    taken: Arc<AtomicU64>,
-) -> impl tokio_stream::Stream<Item = ExecRequest> + Send + 'static {
-    let piece = Bytes::from(vec![7; FRAME_BYTES]);
-    tokio_stream::once(first).chain(tokio_stream::iter(std::iter::repeat_with(move || {
-        taken.fetch_add(FRAME_BYTES as u64, Ordering::Relaxed);
-        ExecRequest { frame: Some(Frame::Stdin(piece.clone())) }
-    })))
-}
-
-#[tokio::test]
-async fn endless_stdin_for_a_process_that_does_not_read_is_held_back() {
-    let mut client = connect().await;
-    let taken = Arc::new(AtomicU64::new(0));
-    let first = ExecRequest { frame: Some(Frame::Start(start(&["sleep", "1000"]))) };
-    let before = memory_bytes();
-    let mut answers = client.exec(endless_stdin(first, taken.clone())).await.unwrap().into_inner();
-    assert!(answers.message().await.unwrap().is_some());
-    let mut last = u64::MAX;
-    // steady for half a second: all buffers are full
-    while last != taken.load(Ordering::Relaxed) {
-        last = taken.load(Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        assert!(last == u64::MAX || last < 16 * MIB, "{last} bytes were taken");
-    }
-    assert!(memory_bytes() < before + 16 * MIB);
-    // the same connection still serves another
-    let done = Exec::open(&mut client, shell("echo well")).await.finish().await.unwrap();
-    assert_eq!(done.text(), "well\n");
-}
 
 #[tokio::test]
 async fn a_caller_whose_connection_breaks_while_its_stdin_is_held_back_ends_its_process() {
@@ -89,19 +45,6 @@ async fn many_stalled_streams_do_not_stop_another_on_their_connection() {
     }
     exec.close_stdin().await;
     assert_eq!(exec.finish().await.unwrap().text().trim(), (64 * FRAME_BYTES).to_string());
-}
-
-#[tokio::test]
-async fn endless_output_to_a_caller_that_does_not_read_is_held_back() {
-    let mut client = connect().await;
-    let mut exec = Exec::open(&mut client, start(&["yes"])).await;
-    assert!(matches!(exec.next().await, Some(Answer::Started(_))));
-    let before = memory_bytes();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let grown = memory_bytes().saturating_sub(before);
-    assert!(grown < 16 * MIB, "{grown} bytes for a caller that does not read");
-    let done = Exec::open(&mut client, shell("echo well")).await.finish().await.unwrap();
-    assert_eq!(done.text(), "well\n");
 }
 
 #[tokio::test]

@@ -11,13 +11,16 @@ use pinfold_proto::guest::v1::exec_exited::Outcome;
 use pinfold_proto::guest::v1::exec_response::Frame as Answer;
 use pinfold_proto::guest::v1::guest_service_client::GuestServiceClient;
 use pinfold_proto::guest::v1::{CloseStdin, ExecExited, ExecRequest, ExecResponse, ExecStart, exec_request};
+use pinfold_proto::limits::FRAME_BYTES;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status, Streaming};
@@ -241,4 +244,16 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Frames of stdin without end, counted as they are taken.
+pub fn endless_stdin(
+    first: ExecRequest,
+    taken: Arc<AtomicU64>,
+) -> impl tokio_stream::Stream<Item = ExecRequest> + Send + 'static {
+    let piece = Bytes::from(vec![7; FRAME_BYTES]);
+    tokio_stream::once(first).chain(tokio_stream::iter(std::iter::repeat_with(move || {
+        taken.fetch_add(FRAME_BYTES as u64, Ordering::Relaxed);
+        ExecRequest { frame: Some(Frame::Stdin(piece.clone())) }
+    })))
 }
