@@ -16,6 +16,10 @@ use crate::devices::bus::Bus;
 use crate::ending::Ending;
 use crate::metrics::Metrics;
 use crate::seccomp;
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use pinfold_vmm_api::control::ExitReason;
 use std::io;
@@ -98,6 +102,10 @@ impl Vcpu {
                 bus.memory_write(address, data);
                 Next::Run
             }
+            Ok(VcpuExit::InternalError) => {
+                metrics.exits_other.increment();
+                internal_error(*id, fd)
+            }
             Ok(other) => {
                 metrics.exits_other.increment();
                 rare(*id, &other)
@@ -125,13 +133,26 @@ fn rare(id: u32, exit: &VcpuExit<'_>) -> Next {
             ExitReason::VcpuFailed,
             format!("the processor refused to enter vCPU {id} on CPU {cpu}: reason {reason:#x}"),
         ),
-        VcpuExit::InternalError => {
-            Next::End(ExitReason::VcpuFailed, format!("KVM could not emulate what vCPU {id} did"))
-        }
         other => {
             Next::End(ExitReason::VcpuFailed, format!("vCPU {id} left KVM in an unknown way: {other:?}"))
         }
     }
+}
+
+/// `KVM_EXIT_INTERNAL_ERROR`: KVM cannot go on with this vCPU, mostly because it cannot emulate an instruction.
+fn internal_error(id: u32, fd: &mut VcpuFd) -> Next {
+    // SAFETY: after this exit `internal` is the member of the union that KVM filled in; it is plain integers.
+    let kind = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+    let what = match kind {
+        KVM_INTERNAL_ERROR_EMULATION => "it cannot emulate an instruction".to_owned(),
+        KVM_INTERNAL_ERROR_SIMUL_EX => "an exception came while another was delivered".to_owned(),
+        KVM_INTERNAL_ERROR_DELIVERY_EV => "an event could not be delivered to the guest".to_owned(),
+        KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => {
+            "the processor left the guest for an unknown reason".to_owned()
+        }
+        other => format!("error {other}"),
+    };
+    Next::End(ExitReason::VcpuFailed, format!("KVM stopped vCPU {id}: {what}"))
 }
 
 /// Waits for the end of the process.

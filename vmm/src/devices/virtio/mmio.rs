@@ -18,6 +18,7 @@ use crate::memory::GuestMemory;
 use crate::metrics::Metrics;
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_bindings::virtio_config as bit;
 use virtio_bindings::virtio_mmio as register;
@@ -30,6 +31,8 @@ const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"PFLD");
 /// Where a driver kicks a queue; KVM turns these writes into eventfds.
 pub const NOTIFY_OFFSET: u64 = register::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+/// Log lines about one device in its life: a guest must not fill the host's log.
+const MAX_COMPLAINTS: u32 = 5;
 const CONFIG_OFFSET: u64 = register::VIRTIO_MMIO_CONFIG as u64;
 
 pub const ACKNOWLEDGE: u32 = bit::VIRTIO_CONFIG_S_ACKNOWLEDGE;
@@ -46,6 +49,7 @@ pub struct Transport {
     kicks: Vec<EventFd>,
     host_fd: Option<RawFd>,
     metrics: Arc<Metrics>,
+    complaints: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -87,7 +91,14 @@ impl Transport {
             selected_queue: 0,
             reset_due: false,
         };
-        Ok(Self { interrupt: Interrupt::new()?, kicks: kicks?, host_fd, metrics, state: Mutex::new(state) })
+        Ok(Self {
+            interrupt: Interrupt::new()?,
+            kicks: kicks?,
+            host_fd,
+            metrics,
+            complaints: AtomicU32::new(0),
+            state: Mutex::new(state),
+        })
     }
 
     pub fn interrupt(&self) -> &Interrupt {
@@ -201,8 +212,11 @@ impl Transport {
         }
     }
 
-    fn broken(&self, state: &mut State, _why: &BrokenQueue) {
+    fn broken(&self, state: &mut State, why: &BrokenQueue) {
         self.metrics.guest_errors.increment();
+        if self.complaints.fetch_add(1, Ordering::Relaxed) < MAX_COMPLAINTS {
+            eprintln!("pinfold-vmm: device of type {}: broken queue: {why}", state.device.kind());
+        }
         state.needs_reset(&self.interrupt);
     }
 
