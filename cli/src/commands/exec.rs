@@ -30,6 +30,7 @@ pub async fn process(
             environment.entry("TERM".to_owned()).or_insert(kind);
         }
     }
+    let stdin = !flags.no_stdin && (flags.interactive || !std::io::stdin().is_terminal());
     let exec = ExecOptions {
         command,
         environment,
@@ -37,8 +38,8 @@ pub async fn process(
         user: flags.user,
         terminal: flags.tty.then(terminal::size),
         timeout: flags.timeout,
+        without_input: !stdin && !flags.tty,
     };
-    let stdin = !flags.no_stdin && (flags.interactive || !std::io::stdin().is_terminal());
     let process = client.exec(id, exec).await?;
     let raw = if flags.tty && stdin { RawMode::enter()? } else { None };
     let code = attach(process, Attachment { stdin, terminal: flags.tty }).await;

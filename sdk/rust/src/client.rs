@@ -1,7 +1,8 @@
 //! The connection and the unary calls.
 
 use crate::call::{self, idempotent};
-use crate::error::{Error, deepest};
+use crate::connection;
+use crate::error::Error;
 use crate::model::{self, NewSandbox, Sandbox, SandboxFilter};
 use crate::watch::{Watch, WatchEvent};
 use futures::Stream;
@@ -9,7 +10,6 @@ use pinfold_domain::{Node, Phase, Revision, SandboxId};
 use pinfold_proto::api::v1 as wire;
 use pinfold_proto::api::v1::file_service_client::FileServiceClient;
 use pinfold_proto::api::v1::node_service_client::NodeServiceClient;
-use pinfold_proto::api::v1::process_service_client::ProcessServiceClient;
 use pinfold_proto::api::v1::sandbox_service_client::SandboxServiceClient;
 use pinfold_proto::limits;
 use std::time::Duration;
@@ -37,10 +37,13 @@ impl Default for ClientOptions {
     }
 }
 
-/// A client. Clones share one connection, which is made again by itself when it breaks.
+/// A client. Clones share one connection, which is made again by itself when it breaks. Processes that take input have
+/// one each ([`crate::ExecOptions::without_input`]).
 #[derive(Debug, Clone)]
 pub struct Client {
     pub(crate) channel: Channel,
+    /// for streams that need a connection of their own
+    pub(crate) target: Endpoint,
     pub(crate) options: ClientOptions,
 }
 
@@ -51,39 +54,20 @@ impl Client {
     }
 
     pub async fn connect_with(endpoint: &str, options: ClientOptions) -> Result<Self, Error> {
-        let unusable = |why: String| Error::Endpoint { endpoint: endpoint.to_owned(), why };
-        if !endpoint.starts_with("http://") {
-            return Err(unusable("it must begin with http:// (TLS is not supported yet)".to_owned()));
-        }
-        let target = Endpoint::from_shared(endpoint.to_owned())
-            .map_err(|error| unusable(deepest(&error)))?
-            .connect_timeout(options.connect_timeout)
-            .tcp_nodelay(true)
-            // a peer that has vanished without a word is noticed, also while a stream is silent
-            .http2_keep_alive_interval(Duration::from_secs(15))
-            .keep_alive_timeout(Duration::from_secs(20))
-            .keep_alive_while_idle(false)
-            .initial_stream_window_size(u32::try_from(8 * limits::FRAME_BYTES).unwrap_or(u32::MAX))
-            .initial_connection_window_size(4 * 1024 * 1024);
-        let channel = target.connect().await.map_err(|source| Error::Connect {
-            endpoint: endpoint.to_owned(),
-            source: deepest(&source).into(),
-        })?;
-        Ok(Self { channel, options })
+        let target = connection::endpoint(endpoint, options)?;
+        let channel = connection::shared(&target).await?;
+        Ok(Self { channel, target, options })
     }
 
     /// The same connection with another deadline for calls with one answer.
     #[must_use]
     pub fn with_call_timeout(&self, limit: Duration) -> Self {
-        Self { channel: self.channel.clone(), options: ClientOptions { call_timeout: limit, ..self.options } }
+        let options = ClientOptions { call_timeout: limit, ..self.options };
+        Self { channel: self.channel.clone(), target: self.target.clone(), options }
     }
 
     pub(crate) fn sandboxes(&self) -> SandboxServiceClient<Channel> {
         SandboxServiceClient::new(self.channel.clone()).max_decoding_message_size(limits::MESSAGE_BYTES)
-    }
-
-    pub(crate) fn processes(&self) -> ProcessServiceClient<Channel> {
-        ProcessServiceClient::new(self.channel.clone()).max_decoding_message_size(limits::MESSAGE_BYTES)
     }
 
     pub(crate) fn files(&self) -> FileServiceClient<Channel> {

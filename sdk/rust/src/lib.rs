@@ -28,6 +28,7 @@
 
 mod call;
 mod client;
+mod connection;
 mod error;
 mod file;
 mod logs;

@@ -2,12 +2,16 @@
 
 use crate::call;
 use crate::client::Client;
+use crate::connection::{self, OwnConnection};
 use crate::error::Error;
 use bytes::Bytes;
 use pinfold_domain::SandboxId;
 use pinfold_proto::api::v1 as wire;
+use pinfold_proto::api::v1::process_service_client::ProcessServiceClient;
 use pinfold_proto::limits;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -43,6 +47,9 @@ pub struct ExecOptions {
     pub terminal: Option<TerminalSize>,
     /// the process is ended after this time, in whole milliseconds
     pub timeout: Option<Duration>,
+    /// Stdin is closed from the start, and nothing can be written to it. Such a process shares the client's
+    /// connection; others have one of their own, so that giving them up reaches the server whatever waits on the way.
+    pub without_input: bool,
 }
 
 impl ExecOptions {
@@ -109,6 +116,7 @@ pub struct Output {
 #[derive(Debug, Clone)]
 pub struct ProcessInput {
     frames: mpsc::Sender<wire::ExecRequest>,
+    stdin_closed: Arc<AtomicBool>,
 }
 
 impl ProcessInput {
@@ -117,8 +125,11 @@ impl ProcessInput {
         self.frames.send(wire::ExecRequest { frame: Some(frame) }).await.is_ok()
     }
 
-    /// Sends `data` to stdin; waits while the process does not read. `false`: the process has ended.
+    /// Sends `data` to stdin; waits while the process does not read. `false`: the process has ended, or stdin is closed.
     pub async fn write(&self, data: impl Into<Bytes>) -> bool {
+        if self.stdin_closed.load(Ordering::Relaxed) {
+            return false;
+        }
         let mut data: Bytes = data.into();
         while !data.is_empty() {
             let piece = data.split_to(data.len().min(limits::FRAME_BYTES));
@@ -129,8 +140,11 @@ impl ProcessInput {
         true
     }
 
-    /// End of stdin. Output goes on.
+    /// End of stdin. Output goes on. A second time changes nothing.
     pub async fn close_stdin(&self) -> bool {
+        if self.stdin_closed.swap(true, Ordering::Relaxed) {
+            return true;
+        }
         self.send(Request::CloseStdin(wire::CloseStdin {})).await
     }
 
@@ -151,6 +165,8 @@ pub struct Process {
     frames: Streaming<wire::ExecResponse>,
     limit: Duration,
     exited: bool,
+    /// shut down when the process is dropped
+    _connection: Option<OwnConnection>,
 }
 
 impl Process {
@@ -234,12 +250,22 @@ impl Client {
     /// Starts a process. A command that does not exist is no error here: it ends with code 127 and a message.
     pub async fn exec(&self, id: SandboxId, options: ExecOptions) -> Result<Process, Error> {
         let (frames, queue) = mpsc::channel(limits::STREAM_QUEUE_FRAMES);
-        let input = ProcessInput { frames };
+        let input = ProcessInput { frames, stdin_closed: Arc::default() };
+        let without_input = options.without_input;
         input.send(Request::Start(options.into_wire(id))).await;
+        if without_input {
+            input.close_stdin().await;
+        }
         let limit = self.options.stream_start_timeout;
-        let mut client = self.processes();
+        let (channel, _connection) = if without_input {
+            (self.channel.clone(), None)
+        } else {
+            let (channel, connection) = connection::own(&self.target).await?;
+            (channel, Some(connection))
+        };
+        let mut client = ProcessServiceClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
         let frames = call::open(CALL, limit, client.exec(ReceiverStream::new(queue))).await?;
-        Ok(Process { input, frames, limit, exited: false })
+        Ok(Process { input, frames, limit, exited: false, _connection })
     }
 }
 
