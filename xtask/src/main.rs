@@ -14,6 +14,7 @@ mod images;
 mod progress;
 mod setup;
 mod stamp;
+mod test;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -43,7 +44,7 @@ enum Task {
     /// Show the product: from nothing to running sandboxes and back to nothing
     Demo(demo::Arguments),
     /// Run every test, real microVMs included
-    Test(check::TestArguments),
+    Test(test::Arguments),
     /// Format, lints and unit tests
     Check,
     /// Remove everything under build/
@@ -79,13 +80,13 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             images::own_kernel::run(&workspace)?;
             prepare()
         }
-        Task::Demo(demo) => {
+        Task::Demo(arguments) => {
             prepare()?;
-            demo::run(&workspace, &demo)
+            demo::run(&workspace, &arguments)
         }
-        Task::Test(test) => {
+        Task::Test(arguments) => {
             prepare()?;
-            check::test(&workspace, &test)
+            test::run(&workspace, &arguments)
         }
         Task::Check => check::check(&workspace),
         Task::Clean => workspace.clean(),
