@@ -247,12 +247,18 @@ fn entry(context: &Context, stop: Option<Stop>) -> Entry {
     }
 }
 
-/// The first order stands: its cause is why the sandbox ended.
+/// The first order stands, because its cause is why the sandbox ended; a later one may leave it less time.
 fn order(entry: &Entry, stop: Stop) {
-    entry.stop.send_if_modified(|order| {
-        let first = order.is_none();
-        order.get_or_insert(stop);
-        first
+    entry.stop.send_if_modified(|order| match order {
+        None => {
+            *order = Some(stop);
+            true
+        }
+        Some(first) if stop.grace < first.grace => {
+            first.grace = stop.grace;
+            true
+        }
+        Some(_) => false,
     });
 }
 

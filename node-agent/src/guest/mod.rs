@@ -61,8 +61,8 @@ impl Guests for VsockGuests {
         request: ConfigureRequest,
     ) -> BoxFuture<'a, Result<(), GuestError>> {
         Box::pin(bounded(CONFIGURE_TIMEOUT, async move {
-            let channel = link::connect(&paths.vsock()).await?;
-            GuestServiceClient::new(channel).configure(request).await.map_err(answer)?;
+            let link = link::connect(&paths.vsock()).await?;
+            GuestServiceClient::new(link.channel.clone()).configure(request).await.map_err(answer)?;
             Ok(())
         }))
     }
@@ -73,9 +73,10 @@ impl Guests for VsockGuests {
         grace: Duration,
     ) -> BoxFuture<'a, Result<(), GuestError>> {
         Box::pin(bounded(grace.saturating_add(SHUTDOWN_MARGIN), async move {
-            let channel = link::connect(&paths.vsock()).await?;
+            let link = link::connect(&paths.vsock()).await?;
             let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
-            GuestServiceClient::new(channel).shutdown(ShutdownRequest { grace_ms }).await.map_err(answer)?;
+            let mut guest = GuestServiceClient::new(link.channel.clone());
+            guest.shutdown(ShutdownRequest { grace_ms }).await.map_err(answer)?;
             Ok(())
         }))
     }

@@ -4,11 +4,13 @@ use super::paths::make_directory;
 use super::{Act, CgroupLimits, Cgroups, HostError, IoLimit};
 use futures::future::BoxFuture;
 use pinfold_domain::SandboxId;
-use std::collections::BTreeSet;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// `cpu.max` is a quota for each period of this length, the kernel's default.
@@ -20,9 +22,12 @@ const CONTROLLERS: [&str; 4] = ["cpu", "memory", "io", "pids"];
 const EMPTY_TRIES: u32 = 250;
 const EMPTY_PAUSE: Duration = Duration::from_millis(20);
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct CgroupTree {
     root: PathBuf,
+    /// Processes that were killed and may be children of this agent (it is a subreaper): they stay as zombies until it
+    /// has waited for them. A bring-up that is given up leaves nobody else who knows them.
+    killed: Mutex<BTreeMap<SandboxId, BTreeSet<i32>>>,
 }
 
 impl CgroupTree {
@@ -40,11 +45,24 @@ impl CgroupTree {
                 .act(|| format!("turn on the controller {controller} below {}", root.display()))?;
         }
         let root = root.canonicalize().act(|| format!("resolve {}", root.display()))?;
-        Ok(Self { root })
+        Ok(Self { root, killed: Mutex::default() })
     }
 
     fn set(&self, id: SandboxId, file: &str, value: &str) -> Result<(), HostError> {
         fs::write(self.path(id).join(file), value).act(|| format!("write {value} to {file} of {id}"))
+    }
+
+    /// Waits for what was killed and is a child of this agent. A group that could be removed has no live process, so
+    /// there is nothing left to wait long for.
+    fn reap(&self, id: SandboxId) {
+        for pid in self.lock().remove(&id).into_iter().flatten().filter_map(Pid::from_raw) {
+            // Most are children of another process, or waited for already: then this says so.
+            let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<SandboxId, BTreeSet<i32>>> {
+        self.killed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The disk limit holds where the device under the disk file supports it (a block device does, a tmpfs or an
@@ -84,6 +102,9 @@ impl Cgroups for CgroupTree {
     }
 
     fn kill(&self, id: SandboxId) -> Result<(), HostError> {
+        let members = fs::read_to_string(self.path(id).join("cgroup.procs")).unwrap_or_default();
+        let members = members.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok());
+        self.lock().entry(id).or_default().extend(members);
         match fs::write(self.path(id).join("cgroup.kill"), "1") {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result.act(|| format!("kill the cgroup of {id}")),
@@ -98,8 +119,13 @@ impl Cgroups for CgroupTree {
             for _ in 0..EMPTY_TRIES {
                 match fs::remove_dir(&path) {
                     Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                    result => return result.act(|| format!("remove the cgroup of {id}")),
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(error).act(|| format!("remove the cgroup of {id}"));
+                    }
+                    Ok(()) | Err(_) => {
+                        self.reap(id);
+                        return Ok(());
+                    }
                 }
                 tokio::time::sleep(EMPTY_PAUSE).await;
             }

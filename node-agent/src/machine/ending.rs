@@ -22,12 +22,14 @@ pub struct Evidence {
     pub oom_kills: u64,
     /// last part of the guest's console
     pub console: String,
+    /// its PID 1 had called in: what it says of its start after that is not true
+    pub was_ready: bool,
 }
 
 /// The true reason.
 pub fn classify(evidence: &Evidence) -> Cause {
     match &evidence.exit.record {
-        Some(record) => from_record(record, &evidence.console),
+        Some(record) => from_record(record, evidence),
         None if evidence.oom_kills > 0 => {
             Cause::new(Reason::OutOfMemory, "the VMM hit its memory limit and was ended by the kernel")
         }
@@ -38,7 +40,8 @@ pub fn classify(evidence: &Evidence) -> Cause {
     }
 }
 
-fn from_record(record: &ExitRecord, console: &str) -> Cause {
+fn from_record(record: &ExitRecord, evidence: &Evidence) -> Cause {
+    let in_console = |default: Cause| in_console(&evidence.console, evidence.was_ready).unwrap_or(default);
     let said = |reason, default: &str| {
         Cause::new(reason, if record.message.is_empty() { default } else { record.message.as_str() })
     };
@@ -51,22 +54,16 @@ fn from_record(record: &ExitRecord, console: &str) -> Cause {
         ExitReason::Kvm => said(Reason::VmmFailed, "KVM refused something"),
         ExitReason::Internal => said(Reason::VmmFailed, "a fault of the VMM"),
         // a kernel that cannot go on may end in a triple fault or in a halt for good
-        ExitReason::VcpuFailed => {
-            in_console(console).unwrap_or_else(|| said(Reason::VmmFailed, "a virtual CPU failed"))
-        }
-        ExitReason::GuestReset => {
-            in_console(console).unwrap_or_else(|| said(Reason::GuestReset, "the guest reset itself"))
-        }
-        ExitReason::GuestPowerOff => {
-            in_console(console).unwrap_or_else(|| said(Reason::GuestPowerOff, "the guest powered itself off"))
-        }
+        ExitReason::VcpuFailed => in_console(said(Reason::VmmFailed, "a virtual CPU failed")),
+        ExitReason::GuestReset => in_console(said(Reason::GuestReset, "the guest reset itself")),
+        ExitReason::GuestPowerOff => in_console(said(Reason::GuestPowerOff, "the guest powered itself off")),
     }
 }
 
 /// A fatal line of the guest's PID 1, else a kernel panic. PID 1 dies of its fatal error, so the kernel panics after
-/// it: the first of them is the cause.
-pub fn in_console(console: &str) -> Option<Cause> {
-    if let Some(line) = console.lines().find_map(|line| after(line, FATAL)) {
+/// it: the first of them is the cause. A guest that `was_ready` had its root image and its disk.
+pub fn in_console(console: &str, was_ready: bool) -> Option<Cause> {
+    if let Some(line) = console.lines().find_map(|line| after(line, FATAL)).filter(|_| !was_ready) {
         let reason = match line.split(':').next() {
             Some("root-image") => Reason::RootImageInvalid,
             Some("disk") => Reason::HostResources,
@@ -103,7 +100,7 @@ mod tests {
     }
 
     fn reason_of(exit: Exit, oom_kills: u64, console: &str) -> (Reason, String) {
-        let cause = classify(&Evidence { exit, oom_kills, console: console.to_owned() });
+        let cause = classify(&Evidence { exit, oom_kills, console: console.to_owned(), was_ready: false });
         (cause.reason, cause.message)
     }
 
@@ -146,6 +143,17 @@ mod tests {
         assert!(message.contains("no erofs on /dev/vda"), "{message}");
         let console = "pinfold-guest: fatal: internal: no cgroup2";
         assert_eq!(reason_of(record(ExitReason::GuestReset, ""), 0, console).0, Reason::GuestPanic);
+    }
+
+    #[test]
+    fn a_guest_that_was_ready_cannot_blame_its_node() {
+        let exit = record(ExitReason::GuestReset, "");
+        let console = format!("pinfold-guest: fatal: root-image: forged\n{PANIC_LINE}");
+        let cause = classify(&Evidence { exit: exit.clone(), oom_kills: 0, console, was_ready: true });
+        assert_eq!(cause.reason, Reason::GuestPanic);
+        let console = "pinfold-guest: fatal: disk: forged".to_owned();
+        let cause = classify(&Evidence { exit, oom_kills: 0, console, was_ready: true });
+        assert_eq!(cause.reason, Reason::GuestReset);
     }
 
     #[test]

@@ -138,6 +138,22 @@ async fn each_change_is_told_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_later_order_may_leave_less_time() {
+    let bench = bench([Fault::Shutdown]);
+    bench.registry.assign(assignment(1)).unwrap();
+    bench.until(ID, Phase::Running).await;
+    let id = ID.parse().unwrap();
+    let begun = tokio::time::Instant::now();
+    bench.registry.stop(id, Epoch(1), stop(200));
+    bench.until(ID, Phase::Stopping).await;
+    bench.registry.stop(id, Epoch(1), stop(300));
+    bench.registry.stop(id, Epoch(1), stop(7));
+    bench.until_ended(ID).await;
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(7) && took < Duration::from_secs(15), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_first_order_to_end_is_the_cause() {
     let bench = bench([Fault::Shutdown]);
     bench.registry.assign(assignment(1)).unwrap();

@@ -1,7 +1,7 @@
 //! Exec and files: frames are passed on as they come.
 
 use super::{Client, Outcome, Say, guest_failure};
-use crate::guest::link;
+use crate::guest::link::{self, Link};
 use crate::sandbox::record::Ledger;
 use pinfold_domain::{Cause, Reason};
 use pinfold_proto::guest::v1 as guest;
@@ -17,8 +17,9 @@ use tonic::{Status, Streaming};
 
 /// A process in the guest.
 pub async fn exec(client: &mut Client, ledger: &Arc<Ledger>, first: guest::ExecRequest) -> Outcome {
-    let mut guest = match connect(ledger).await {
-        Ok(guest) => guest,
+    // `_link` lives as long as the call: its end cuts the connection
+    let (mut guest, _link) = match connect(ledger).await {
+        Ok(connected) => connected,
         Err(outcome) => return outcome,
     };
     let (input, frames) = mpsc::channel(STREAM_QUEUE_FRAMES);
@@ -46,8 +47,9 @@ pub async fn read_file(
     ledger: &Arc<Ledger>,
     request: guest::ReadFileRequest,
 ) -> Outcome {
-    let mut guest = match connect(ledger).await {
-        Ok(guest) => guest,
+    // `_link` lives as long as the call: its end cuts the connection
+    let (mut guest, _link) = match connect(ledger).await {
+        Ok(connected) => connected,
         Err(outcome) => return outcome,
     };
     let Client { frames: from_client, say } = client;
@@ -71,8 +73,9 @@ pub async fn write_file(
     ledger: &Arc<Ledger>,
     first: guest::WriteFileRequest,
 ) -> Outcome {
-    let mut guest = match connect(ledger).await {
-        Ok(guest) => guest,
+    // `_link` lives as long as the call: its end cuts the connection
+    let (mut guest, _link) = match connect(ledger).await {
+        Ok(connected) => connected,
         Err(outcome) => return outcome,
     };
     let (input, frames) = mpsc::channel(STREAM_QUEUE_FRAMES);
@@ -89,11 +92,14 @@ pub async fn write_file(
     first_of(ledger, say, call, pump).await
 }
 
-async fn connect(ledger: &Ledger) -> Result<GuestServiceClient<Channel>, Outcome> {
+async fn connect(ledger: &Ledger) -> Result<(GuestServiceClient<Channel>, Link), Outcome> {
     match link::connect(&ledger.paths().vsock()).await {
-        Ok(channel) => Ok(GuestServiceClient::new(channel)
-            .max_decoding_message_size(MESSAGE_BYTES)
-            .max_encoding_message_size(MESSAGE_BYTES)),
+        Ok(link) => {
+            let client = GuestServiceClient::new(link.channel.clone())
+                .max_decoding_message_size(MESSAGE_BYTES)
+                .max_encoding_message_size(MESSAGE_BYTES);
+            Ok((client, link))
+        }
         Err(error) => Err(guest_failure(ledger, &Status::unavailable(error.to_string())).await),
     }
 }

@@ -23,6 +23,7 @@ use pinfold_service::CancellationToken;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// From the guest's word that its workload has ended to its power-off.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(5);
@@ -146,10 +147,11 @@ impl Actor {
     }
 
     /// The guest first, then the VMM; what is left after it falls to teardown, which kills the cgroup.
-    async fn stop_machine(&self, machine: &Arc<dyn Machine>, grace: Duration) {
+    async fn stop_machine(&mut self, machine: &Arc<dyn Machine>, grace: Duration) {
         let id = self.context.ledger.assignment().id;
+        let context = &self.context;
         let clean = async {
-            match self.context.host.guests.shutdown(self.context.ledger.paths(), grace).await {
+            match context.host.guests.shutdown(context.ledger.paths(), grace).await {
                 Ok(()) => tokio::time::timeout(POWER_OFF_TIMEOUT, machine.exited()).await.is_ok(),
                 Err(error) => {
                     tracing::warn!(sandbox = %id, %error, "no clean stop, the VMM is ended");
@@ -161,6 +163,7 @@ impl Actor {
             biased;
             _ = machine.exited() => true,
             gone = clean => gone,
+            () = hurried(&mut self.stop, grace) => false,
         };
         if gone {
             return;
@@ -185,7 +188,7 @@ impl Actor {
 
     /// What the guest said last may be why it was not ready.
     fn start_timeout(&self, limit: Duration) -> Cause {
-        if let Some(cause) = in_console(&bringup::console_tail(&self.context)) {
+        if let Some(cause) = in_console(&bringup::console_tail(&self.context), false) {
             return cause;
         }
         let record = self.context.ledger.record();
@@ -209,6 +212,24 @@ async fn ordered(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
     let order = stop.wait_for(Option::is_some).await.ok().and_then(|order| order.clone());
     match order {
         Some(stop) => stop,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when a later order left less than `grace`, and that has passed since now.
+async fn hurried(stop: &mut watch::Receiver<Option<Stop>>, grace: Duration) {
+    let begun = Instant::now();
+    let mut grace = lowered(stop, grace).await;
+    while let Ok(less) = tokio::time::timeout_at(begun + grace, lowered(stop, grace)).await {
+        grace = less;
+    }
+}
+
+/// The grace of an order that leaves less than `grace`, once there is one.
+async fn lowered(stop: &mut watch::Receiver<Option<Stop>>, grace: Duration) -> Duration {
+    let less = stop.wait_for(|order| order.as_ref().is_some_and(|stop| stop.grace < grace)).await;
+    match less.ok().and_then(|order| order.as_ref().map(|stop| stop.grace)) {
+        Some(grace) => grace,
         None => std::future::pending().await,
     }
 }

@@ -291,7 +291,9 @@ async fn fault(context: &Context, machine: &Arc<dyn Machine>, reason: Reason, me
 /// What is known of an end, collected before anything is taken away.
 pub fn evidence(context: &Context, exit: Exit) -> Evidence {
     let oom_kills = context.host.cgroups.oom_kills(context.ledger.assignment().id);
-    Evidence { exit, oom_kills, console: console_tail(context) }
+    let record = context.ledger.record();
+    let was_ready = record.milestones.iter().any(|(milestone, _)| *milestone == Milestone::GuestReady);
+    Evidence { exit, oom_kills, console: console_tail(context), was_ready }
 }
 
 /// The last part of the guest's console; empty when there is none.

@@ -7,6 +7,7 @@ use super::Host;
 use super::actor::{Begin, Stop, phase_of_end};
 use super::bringup::{Context, TakenList, evidence};
 use super::record::{Changed, Ledger, Record};
+use super::teardown;
 use crate::host::HostError;
 use crate::host::paths::SandboxPaths;
 use crate::machine::Exit;
@@ -40,7 +41,7 @@ pub async fn run(host: &Host, changed: &Changed) -> Result<Vec<Found>, HostError
         match read(&paths) {
             Ok(record) if record.assignment.id == id => {
                 known.insert(id);
-                found.push(one(host, changed, record, paths)?);
+                found.push(one(host, changed, record, paths).await?);
             }
             Ok(_) => discard(host, id, &paths, "its record is of another sandbox").await,
             Err(error) => discard(host, id, &paths, &error).await,
@@ -52,7 +53,12 @@ pub async fn run(host: &Host, changed: &Changed) -> Result<Vec<Found>, HostError
     Ok(found)
 }
 
-fn one(host: &Host, changed: &Changed, record: Record, paths: SandboxPaths) -> Result<Found, HostError> {
+async fn one(
+    host: &Host,
+    changed: &Changed,
+    record: Record,
+    paths: SandboxPaths,
+) -> Result<Found, HostError> {
     let id = record.assignment.id;
     let machine = match record.process {
         Some(process) if record.boot_id == *host.boot_id => host.machines.attach(id, &paths, process)?,
@@ -66,13 +72,16 @@ fn one(host: &Host, changed: &Changed, record: Record, paths: SandboxPaths) -> R
         .filter(|_| phase == Phase::Stopping)
         .map(|cause| Stop { cause, grace: STOP_GRACE });
     let ledger = Arc::new(Ledger::new(record, paths, Arc::clone(changed)));
-    let taken = if phase.is_final() { TakenList::default() } else { TakenList::all(uid) };
-    let context = Context { host: host.clone(), ledger, taken };
-    if phase.is_final() {
-        return Ok(Found { context, begin: None, stop: None });
-    }
+    let context = Context { host: host.clone(), ledger, taken: TakenList::all(uid) };
     if let Some(uid) = uid {
         host.uids.adopt(uid);
+    }
+    if phase.is_final() {
+        // Nothing should be left; what is, because a teardown failed, is tried once more, and keeps its uid until then.
+        if let Err(left) = teardown::run(&context, None).await {
+            tracing::error!(sandbox = %id, left, "a sandbox left something behind");
+        }
+        return Ok(Found { context, begin: None, stop: None });
     }
     let begin = match machine {
         Some(machine) => {
