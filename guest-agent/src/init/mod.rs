@@ -51,8 +51,10 @@ fn run() -> Result<OwnedFd, Fatal> {
     mounts::kernel_file_systems()?;
     console::attach();
     modules::load_all();
+    console::note("modules are loaded");
     let disk = root::assemble_and_switch()?;
     mounts::in_the_root()?;
+    console::note("the root is mounted");
     let workload = machine::set_up_cgroups()?;
     machine::set_up_the_rest();
     if let Some(hostname) = cmdline::value("pinfold.hostname")
@@ -75,6 +77,7 @@ fn run() -> Result<OwnedFd, Fatal> {
                 .as_ref()
                 .is_ok_and(|stream| stream.peer_addr().is_ok_and(|peer| peer.cid() == VMADDR_CID_HOST))
         });
+        console::note("serving");
         tasks::spawn("hello", hello::say());
         server::serve(agent, from_host).await.map_err(Fatal::internal("cannot serve"))?;
         // the last answer is in the kernel's hands; the host must have it before the machine ends
