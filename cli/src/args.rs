@@ -308,9 +308,9 @@ pub struct DevUp {
     /// Nodes
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub nodes: u32,
-    /// Memory of each virtual node, in MiB
-    #[arg(long, default_value_t = 3072, value_parser = clap::value_parser!(u64).range(512..=262_144))]
-    pub memory_mib: u64,
+    /// Memory of each virtual node, in MiB [default: 3072, less where that does not fit]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(512..=262_144))]
+    pub memory_mib: Option<u64>,
     /// CPUs of each virtual node
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub cpus: u32,

@@ -2,6 +2,7 @@
 
 use crate::args::Format;
 use crate::dev::artifacts::{self, NodeFiles};
+use crate::dev::fleet;
 use crate::dev::preflight::{self, Verdict};
 use crate::output::{self, table};
 use anyhow::Result;
@@ -78,17 +79,17 @@ fn virtual_nodes(usable: bool) -> Vec<Row> {
 }
 
 fn memory() -> Row {
-    const NEEDED_MIB: u64 = 3072 + 128;
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let available = available.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-    let mib = available.unwrap_or(0) / 1024;
     let name = "virtual node: memory".to_owned();
-    if mib >= NEEDED_MIB {
-        return row(name, Outcome::Ok, format!("{mib} MiB are free"), "");
+    match fleet::available_memory_mib().and_then(|free| Ok((free, fleet::default_memory_mib(1)?))) {
+        Ok((free, node)) if free > node => {
+            row(name, Outcome::Ok, format!("{free} MiB are free, a node takes {node} MiB"), "")
+        }
+        Ok((free, node)) => {
+            let detail = format!("{free} MiB are free, a node takes at least {node} MiB");
+            row(name, Outcome::Warn, detail, "end what takes memory")
+        }
+        Err(error) => row(name, Outcome::Warn, format!("{error:#}"), ""),
     }
-    let detail = format!("{mib} MiB are free, a node takes {NEEDED_MIB} MiB");
-    row(name, Outcome::Warn, detail, "`pinfold dev up --memory-mib 768`")
 }
 
 fn found(check: String, path: Result<std::path::PathBuf>, missing: Outcome) -> Row {

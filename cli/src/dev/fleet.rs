@@ -20,6 +20,13 @@ const REGISTRATION_LIMIT: Duration = Duration::from_secs(60);
 /// A control shell answers in milliseconds; this long a silence on a busy machine is a livelock.
 const CONTROL_LIMIT: Duration = Duration::from_secs(30);
 
+/// Of a virtual node: four sandboxes of up to 512 MiB.
+const USUAL_MEMORY_MIB: u64 = 3072;
+/// One sandbox.
+const LEAST_MEMORY_MIB: u64 = 768;
+/// QEMU's own, beside the node's.
+const QEMU_MEMORY_MIB: u64 = 128;
+
 #[derive(Debug, Clone)]
 pub struct FleetOptions {
     pub nodes: u32,
@@ -262,16 +269,28 @@ async fn is_ready(client: &Client, name: &str) -> Result<bool, pinfold_sdk::Erro
     Ok(nodes.iter().any(|node| node.id.as_str() == name && node.state == Liveness::Ready))
 }
 
+/// Of each virtual node, when nobody says otherwise: the usual, or what fits into three quarters of what is free, but
+/// never too little for one sandbox.
+pub fn default_memory_mib(nodes: u32) -> Result<u64> {
+    let each = available_memory_mib()? * 3 / 4 / u64::from(nodes.max(1));
+    Ok(each.saturating_sub(QEMU_MEMORY_MIB).clamp(LEAST_MEMORY_MIB, USUAL_MEMORY_MIB))
+}
+
+/// MemAvailable of proc_meminfo(5).
+pub fn available_memory_mib() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let available = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let available = available.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    Ok(available.context("/proc/meminfo has no MemAvailable")? / 1024)
+}
+
 /// Refuses what would push this machine into swap.
 fn check_memory(options: &FleetOptions) -> Result<()> {
     if options.virtual_nodes.is_none() {
         return Ok(());
     }
-    let text = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let available = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let available = available.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-    let available_mib = available.context("/proc/meminfo has no MemAvailable")? / 1024;
-    let needed_mib = u64::from(options.nodes) * (options.memory_mib + 128);
+    let available_mib = available_memory_mib()?;
+    let needed_mib = u64::from(options.nodes) * (options.memory_mib + QEMU_MEMORY_MIB);
     if needed_mib <= available_mib {
         return Ok(());
     }

@@ -1,7 +1,7 @@
 //! `dev up`.
 
 use super::artifacts::NodeFiles;
-use super::fleet::{Fleet, FleetOptions};
+use super::fleet::{self, Fleet, FleetOptions};
 use super::preflight::{self, Verdict};
 use super::state::{self, State};
 use super::virtual_node::{Acceleration, StartLimits};
@@ -87,9 +87,13 @@ async fn plan(options: DevUp, progress: &mut Progress) -> Result<FleetOptions> {
             Some(Acceleration::Emulated)
         }
     };
+    let memory_mib = match options.memory_mib {
+        Some(given) => given,
+        None => fleet::default_memory_mib(options.nodes)?,
+    };
     Ok(FleetOptions {
         nodes: options.nodes,
-        memory_mib: options.memory_mib,
+        memory_mib,
         cpus: options.cpus,
         placement: options.placement,
         virtual_nodes,

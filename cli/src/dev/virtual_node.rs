@@ -132,7 +132,7 @@ impl VirtualNode {
         let failed = |error: anyhow::Error| self.failed(format!("{error:#}"));
         let mut watch = DirectoryWatch::new(&self.directory).map_err(failed)?;
         let deadline = Instant::now() + limits.whole;
-        let mut seen = 0;
+        let (mut seen, mut grown_at) = (0, Instant::now());
         loop {
             let console = std::fs::read(self.console_path())
                 .map_err(|error| self.failed(format!("its console cannot be read: {error}")))?;
@@ -148,20 +148,21 @@ impl VirtualNode {
             if !self.process.is_alive() {
                 return Err(self.failed("QEMU ended while the node booted"));
             }
-            let grown = console.len() != seen;
-            seen = console.len();
-            let silence = if grown { limits.silence } else { limits.silence / 4 };
-            let wait = silence.min(deadline.saturating_duration_since(Instant::now()));
-            if wait.is_zero() {
+            if console.len() != seen {
+                (seen, grown_at) = (console.len(), Instant::now());
+            }
+            // writes to the node's disk wake us too; only the console counts as life
+            let silent_at = grown_at + limits.silence;
+            let now = Instant::now();
+            if now >= deadline {
                 return Err(self.failed(format!("it did not boot within {} s", limits.whole.as_secs())));
             }
-            match tokio::time::timeout(wait, watch.changed()).await {
-                Ok(changed) => changed.map_err(failed)?,
-                Err(_) if wait == silence => {
-                    let what = format!("nothing on its console for {} s", limits.silence.as_secs());
-                    return Err(NodeFailure::Silent { name: self.name.clone(), what });
-                }
-                Err(_) => {}
+            if now >= silent_at {
+                let what = format!("nothing on its console for {} s", limits.silence.as_secs());
+                return Err(NodeFailure::Silent { name: self.name.clone(), what });
+            }
+            if let Ok(changed) = tokio::time::timeout_at(deadline.min(silent_at), watch.changed()).await {
+                changed.map_err(failed)?;
             }
         }
     }
