@@ -51,8 +51,8 @@ pub struct Connection {
     phase: Phase,
     /// name in the epoll set
     pub token: u64,
-    /// what the epoll set watches for; empty means that it is not in the set
-    pub watched: EventSet,
+    /// what the epoll set watches for; none means that it is not in the set
+    pub watched: Option<EventSet>,
     /// in the queue of connections that have something for the guest
     pub queued: bool,
 
@@ -113,7 +113,7 @@ impl Connection {
             stream,
             phase,
             token,
-            watched: EventSet::empty(),
+            watched: None,
             queued: false,
             to_host: VecDeque::new(),
             received: Wrapping(0),
@@ -245,6 +245,13 @@ impl Connection {
         self.readable = true;
     }
 
+    /// The host has closed its end. What it sent before is still to be read; what the guest sends, nobody reads.
+    pub fn closed(&mut self) {
+        self.host_ended.receives = true;
+        self.readable = true;
+        self.flush();
+    }
+
     /// The host is gone in both directions.
     pub fn hung_up(&mut self) {
         self.host_ended = Ends { sends: true, receives: true };
@@ -322,17 +329,19 @@ impl Connection {
         }
     }
 
-    /// What the epoll set should watch for. Nothing while the guest has to move first: a socket whose other end is
-    /// gone would otherwise report that without end.
-    pub fn interest(&self) -> EventSet {
+    /// What the epoll set should watch for; nothing still reports a host that hung up. None once that is known and the
+    /// guest has to move first: the set would report it without end.
+    pub fn interest(&self) -> Option<EventSet> {
+        if self.phase != Phase::Open {
+            return None;
+        }
         let mut interest = EventSet::empty();
-        if self.phase == Phase::Open && !self.readable && !self.host_ended.sends && !self.guest_ended.receives
-        {
+        if !self.readable && !self.host_ended.sends && !self.guest_ended.receives {
             interest |= EventSet::IN;
         }
         if !self.to_host.is_empty() && !self.host_ended.receives {
             interest |= EventSet::OUT;
         }
-        interest
+        (!interest.is_empty() || !self.host_ended.receives).then_some(interest)
     }
 }

@@ -154,12 +154,13 @@ impl VsockDevice {
         }
         let interest = connection.interest();
         if interest != connection.watched {
-            let operation = match (connection.watched.is_empty(), interest.is_empty()) {
-                (true, _) => ControlOperation::Add,
-                (false, true) => ControlOperation::Delete,
-                (false, false) => ControlOperation::Modify,
+            let operation = match (connection.watched, interest) {
+                (None, _) => ControlOperation::Add,
+                (Some(_), None) => ControlOperation::Delete,
+                (Some(_), Some(_)) => ControlOperation::Modify,
             };
-            let event = EpollEvent::new(interest, connection.token);
+            let events = interest.unwrap_or(EventSet::empty());
+            let event = EpollEvent::new(events, connection.token);
             let result = self.epoll.ctl(operation, connection.fd(), event);
             connection.watched = interest;
             if result.is_err() {
@@ -171,7 +172,7 @@ impl VsockDevice {
     }
 
     fn unwatch(&self, connection: &Connection) {
-        if !connection.watched.is_empty() {
+        if connection.watched.is_some() {
             let event = EpollEvent::default();
             let _ = self.epoll.ctl(ControlOperation::Delete, connection.fd(), event);
         }

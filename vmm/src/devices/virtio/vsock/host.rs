@@ -62,10 +62,13 @@ impl VsockDevice {
         }
         let Some(key) = self.tokens.get(&token).copied() else { return };
         let Some(connection) = self.connections.get_mut(&key) else { return };
-        if events.intersects(EventSet::OUT | EventSet::ERROR | EventSet::HANG_UP) {
+        if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
+            connection.closed();
+        }
+        if events.contains(EventSet::OUT) {
             connection.flush();
         }
-        if events.intersects(EventSet::IN | EventSet::READ_HANG_UP | EventSet::ERROR | EventSet::HANG_UP) {
+        if events.contains(EventSet::IN) {
             connection.became_readable();
         }
         self.touched(key);

@@ -423,12 +423,37 @@ fn a_host_that_is_gone_is_told_to_the_guest() {
     let stream = guest.guest_connects(&listener, 5000, 80);
     drop(stream);
     let packets = guest.receive();
-    assert_eq!((operation(&packets[0].0), packets[0].0.flags), (Operation::Shutdown, SHUTDOWN_SEND));
-    guest.data(5000, 80, b"into the void");
-    let packets = guest.receive();
+    assert_eq!(packets.len(), 1);
     assert_eq!((operation(&packets[0].0), packets[0].0.flags), (Operation::Shutdown, BOTH));
+    guest.data(5000, 80, b"into the void");
+    assert_eq!(guest.operations(), []);
     guest.plain(Operation::Reset, 5000, 80);
     assert_eq!(guest.operations(), []);
+}
+
+/// A host that gives a stream up is told at once, though bytes of it still wait for a guest that does not read.
+#[test]
+fn a_host_that_is_gone_is_told_to_a_guest_that_reads_nothing() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    guest.plain(Operation::Request, 5000, 80);
+    let mut stream = listener.accept().expect("connected").0;
+    let update = |guest: &mut Guest, buffer_bytes| {
+        let header = guest.header(Operation::CreditUpdate, 5000, 80);
+        guest.send(Header { buffer_bytes, ..header }, &[]);
+    };
+    update(&mut guest, 4);
+    stream.write_all(b"0123456789").expect("sent");
+    let sent: Vec<u8> = guest.receive().into_iter().flat_map(|packet| packet.1).collect();
+    assert_eq!(sent, b"0123");
+    drop(stream);
+    let packets = guest.receive();
+    assert_eq!((operation(&packets[0].0), packets[0].0.flags), (Operation::Shutdown, SHUTDOWN_RECEIVE));
+    assert_eq!(guest.operations(), [], "once");
+    update(&mut guest, 100);
+    let packets = guest.receive();
+    assert_eq!(packets[0].1, b"456789");
+    assert_eq!((operation(&packets[1].0), packets[1].0.flags), (Operation::Shutdown, BOTH));
 }
 
 #[test]
