@@ -26,8 +26,8 @@ impl Engine {
         Self { state: restore::restore(config, now, stored) }
     }
 
-    /// Takes `event` in, which was seen at `now`, and says what is to be done, changes first. Time never goes back: an
-    /// earlier `now` than the last one counts as the last one.
+    /// Takes `event` in, which was seen at `now`, and says what is to be done, changes first. Time never goes
+    /// back: when the clock behind `now` was set back, the engine's goes on from where it was.
     ///
     /// # Panics
     ///

@@ -17,17 +17,27 @@ const PULSE: Millis = Millis::from_secs(1);
 /// A pulse that is late by more than this shows that the driver stood still.
 const STALL: Millis = Millis::from_secs(2);
 
-/// When the engine wants to be stepped next.
+/// A caller's clock that goes back by more than this was set; less is the trembling of many threads.
+const SET_BACK: Millis = Millis::from_secs(1);
+
+/// When the engine wants to be stepped next, by the caller's clock.
 pub(crate) fn next_step(state: &State) -> Option<Timestamp> {
-    if state.queue.unfinished {
-        return Some(state.now);
-    }
-    let first = state.timers.first()?;
-    Some(first.max(state.timers_held_until).min(state.now.after(PULSE)))
+    let at = match state.queue.unfinished {
+        true => state.now,
+        false => state.timers.first()?.max(state.timers_held_until).min(state.now.after(PULSE)),
+    };
+    Some(Timestamp(at.0.saturating_sub(state.clock_ahead.0)))
 }
 
-/// Takes the time of a step, before its event, and holds the timers if the driver stood still.
-pub(crate) fn pass_time(state: &mut State, now: Timestamp) {
+/// Takes the time of a step, before its event, and holds the timers if the driver stood still. When the caller's clock was
+/// set back, the engine's goes on from where it was, and stays ahead by as much until the next restart: otherwise nothing
+/// would be due until the caller's clock is where it was before.
+pub(crate) fn pass_time(state: &mut State, callers_now: Timestamp) {
+    let set_back = state.now.since(callers_now.after(state.clock_ahead));
+    if set_back > SET_BACK {
+        state.clock_ahead = Millis(state.clock_ahead.0.saturating_add(set_back.0));
+    }
+    let now = callers_now.after(state.clock_ahead);
     let stood_still = now.since(state.now).0 > PULSE.0 + STALL.0;
     state.now = state.now.max(now);
     if stood_still && state.timers.first().is_some() {

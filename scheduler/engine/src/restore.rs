@@ -12,7 +12,7 @@ use crate::requests::Requests;
 use crate::state::{Ending, Entry, State};
 use crate::timers::{TimerKey, Timers};
 use crate::{assignment, ending};
-use pinfold_domain::{Cause, Phase, Reason, Revision, Sandbox, Timestamp};
+use pinfold_domain::{Cause, Millis, Phase, Reason, Revision, Sandbox, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) fn restore(config: EngineConfig, now: Timestamp, stored: StoredState) -> State {
@@ -35,6 +35,7 @@ pub(crate) fn restore(config: EngineConfig, now: Timestamp, stored: StoredState)
         requests: Requests::default(),
         timers: Timers::default(),
         outbox: Outbox::default(),
+        clock_ahead: Millis::default(),
         settled_at,
         timers_held_until: Timestamp::default(),
     };

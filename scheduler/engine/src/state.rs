@@ -65,6 +65,8 @@ pub(crate) struct State {
     pub requests: Requests,
     pub timers: Timers,
     pub outbox: Outbox,
+    /// how far `now` is ahead of the caller's clock, which was set back
+    pub clock_ahead: Millis,
     /// before this nothing is called unplaceable
     pub settled_at: Timestamp,
     /// before this no timer runs: see [`crate::lifetimes`]

@@ -180,12 +180,22 @@ fn a_limit_just_missed_in_a_stall_is_not_judged_either() {
 }
 
 #[test]
-fn a_clock_that_goes_back_changes_nothing() {
+fn a_clock_that_is_set_back_goes_on_from_where_it_was() {
     let mut bench = Bench::fleet(&[2]);
     let sandbox = bench.running("a");
     bench.now = Timestamp(5);
+    bench.heartbeat("n0", 1, vec![status(&sandbox, 2, Phase::Running)]);
     let other = bench.create("b");
-    assert!(other.created_at >= sandbox.created_at);
+    assert_eq!(other.created_at, sandbox.created_at);
+    // silence is judged and times to live end as if nothing had happened
+    bench.advance(bench.config.suspect_after);
+    assert_eq!(bench.state("n0"), NodeState::Suspect);
+    assert_eq!(bench.engine.state.now, sandbox.created_at.after(bench.config.suspect_after));
+    // a moment back is not a clock that was set
+    bench.now = Timestamp(bench.now.0 - 900);
+    bench.create("c");
+    bench.advance(Millis(900));
+    assert_eq!(bench.engine.state.now, sandbox.created_at.after(bench.config.suspect_after));
 }
 
 #[test]
