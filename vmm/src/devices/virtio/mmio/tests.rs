@@ -1,11 +1,14 @@
 //! The status machine and the registers, by the rules and against them.
 
 use super::*;
+use crate::devices::virtio::FEATURE_VERSION_1;
 use crate::devices::virtio::TYPE_RNG;
 use crate::devices::virtio::driver::{Driven, Ring};
+use crate::devices::virtio::interrupt::CONFIG_CHANGE;
 use crate::devices::virtio::rng::device::Rng;
 use proptest::prelude::*;
 use vm_memory::Bytes;
+use vm_memory::GuestAddress;
 
 const LIVE: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 
