@@ -17,10 +17,10 @@ pub(super) struct State {
     pub device: Box<dyn VirtioDevice>,
     pub memory: GuestMemory,
     pub queues: Vec<VirtQueue>,
-    status: u32,
+    pub status: u32,
     device_features_page: u32,
     driver_features_page: u32,
-    driver_features: u64,
+    pub driver_features: u64,
     selected_queue: u32,
     /// the driver reset the device, and the device does not know it yet
     reset_due: bool,
@@ -54,7 +54,7 @@ impl State {
         self.status & (DRIVER_OK | NEEDS_RESET | FAILED) == DRIVER_OK
     }
 
-    fn offered_features(&self) -> u64 {
+    pub fn offered_features(&self) -> u64 {
         self.device.features() | FEATURE_VERSION_1 | FEATURE_INDIRECT | FEATURE_EVENT_IDX
     }
 
