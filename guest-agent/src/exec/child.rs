@@ -91,6 +91,7 @@ fn prepare(orders: &Orders<'_>) -> Result<(), Failure> {
         // SAFETY: both are numbers of descriptors; the copy stays open over exec.
         check(Step::Setup, unsafe { libc::dup2(from, to) } as isize)?;
     }
+    keep_descriptors_from_the_program();
     if orders.change_user {
         take_identity(orders)?;
     }
@@ -131,9 +132,22 @@ fn be_an_ordinary_victim() {
     }
 }
 
+/// Every descriptor of the agent closes at exec by itself; should a library have opened one that does not, it does now.
+fn keep_descriptors_from_the_program() {
+    // SAFETY: takes three numbers. A kernel before 5.11 refuses the flag, and nothing has changed then.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}
+
 fn reset_signals() {
-    // SAFETY: the default action of SIGPIPE, which the parent ignores; handlers are reset by exec itself.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    // the kernel's struct sigaction (sigaction(2), NOTES): no handler, no flags, no restorer, no mask; raw, because the C
+    // library keeps two signals to itself, and this process may have inherited one as ignored
+    let default_action = [0_u64; 4];
+    for number in 1..=64 {
+        let (action, mask_bytes) = (default_action.as_ptr(), size_of::<u64>());
+        let nothing = ptr::null_mut::<u64>();
+        // SAFETY: `action` is a whole kernel sigaction of zeros; no old one is asked for. SIGKILL and SIGSTOP refuse.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, action, nothing, mask_bytes) };
+    }
     // SAFETY: all zeros is a valid signal set, the empty one.
     let none: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: `none` is read; no old set is asked for.

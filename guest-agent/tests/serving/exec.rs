@@ -144,6 +144,23 @@ async fn a_process_runs_as_its_user_with_its_groups() {
 }
 
 #[tokio::test]
+async fn a_process_inherits_nothing_of_the_agent() {
+    // a descriptor that does not close by itself
+    let leak =
+        nix::fcntl::open("/dev/null", nix::fcntl::OFlag::O_RDONLY, nix::sys::stat::Mode::empty()).unwrap();
+    let descriptors =
+        run(shell("ls /proc/$$/fd; cat /proc/$$/oom_score_adj; ps -o sid= -p $$")).await.unwrap();
+    drop(leak);
+    let text = descriptors.text();
+    assert!(text.starts_with("0\n1\n2\n0\n"), "{text}");
+    let session = text.lines().last().unwrap().trim();
+    assert_eq!(session, descriptors.pid.to_string(), "it leads a session of its own");
+    // not by a shell, which blocks signals for moments
+    let signals = run(start(&["grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"])).await.unwrap();
+    assert_eq!(signals.text(), "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n");
+}
+
+#[tokio::test]
 async fn a_bad_start_is_an_error_that_names_the_field() {
     for (wrong, field) in [
         (start(&[]), "command"),
