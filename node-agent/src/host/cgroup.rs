@@ -17,6 +17,8 @@ use std::time::Duration;
 const CPU_PERIOD_US: u64 = 100_000;
 /// `cpu.weight` of one full CPU, the kernel's default; its bounds are 1 and 10,000.
 const CPU_WEIGHT: u64 = 100;
+/// linux/magic.h
+const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "io", "pids"];
 /// A killed process leaves its group some time after the signal was sent.
 const EMPTY_TRIES: u32 = 250;
@@ -31,8 +33,19 @@ pub struct CgroupTree {
 }
 
 impl CgroupTree {
-    /// Makes `root` and turns on the controllers for its children.
+    /// Makes `root` and turns on the controllers for its children. `root` must be on a cgroup v2 file system: elsewhere
+    /// the same writes would succeed and limit nothing.
     pub fn open(root: &Path) -> Result<Self, HostError> {
+        let above = root.parent().unwrap_or(root);
+        let act = || format!("use {} for cgroups", root.display());
+        if rustix::fs::statfs(above).act(act)?.f_type != CGROUP2_SUPER_MAGIC {
+            let why = format!("{} is not on a cgroup v2 file system", above.display());
+            return Err(io::Error::other(why)).act(act);
+        }
+        Self::prepare(root)
+    }
+
+    fn prepare(root: &Path) -> Result<Self, HostError> {
         if let Some(parent) = root.parent() {
             // The root group of the hierarchy may have them on already; a missing one shows in the next step.
             for controller in CONTROLLERS {
@@ -199,7 +212,10 @@ mod tests {
     #[tokio::test]
     async fn every_limit_is_written() {
         let directory = tempfile::tempdir().unwrap();
-        let tree = CgroupTree::open(&directory.path().join("pinfold")).unwrap();
+        let error = CgroupTree::open(&directory.path().join("pinfold")).unwrap_err();
+        assert!(error.sentence().contains("not on a cgroup v2 file system"), "{}", error.sentence());
+        assert!(!directory.path().join("pinfold").exists());
+        let tree = CgroupTree::prepare(&directory.path().join("pinfold")).unwrap();
         let id: SandboxId = "0190b3f0-5a00-7000-8000-000000000001".parse().unwrap();
         let limits = CgroupLimits { cpu_millis: 1500, memory_bytes: 1 << 28, pids: 64, io: None };
         tree.create(id, &limits).unwrap();
