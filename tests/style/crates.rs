@@ -2,7 +2,7 @@
 
 use crate::cargo::WORKSPACE;
 use crate::{Findings, rust, tree};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a crate may use of ours. docs/ARCHITECTURE.md has the same table for readers. `pinfold-` is left out.
 const MAY_USE: &[(&str, &[&str])] = &[
@@ -16,8 +16,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("scheduler", &["domain", "engine", "proto", "service"]),
     ("sdk", &["domain", "proto"]),
     ("service", &[]),
-    ("vmm", &["domain", "vmm-api"]),
-    ("vmm-api", &["domain"]),
+    ("vmm", &["vmm-api"]),
+    ("vmm-api", &[]),
     ("xtask", &[]),
 ];
 
@@ -160,6 +160,45 @@ fn every_crate_inherits_lints_versions_and_licence() {
         "A crate does not inherit from the workspace.",
         "Versions, lints and the licence stand once, in the root Cargo.toml.",
     );
+}
+
+/// Crate, dependency: only generated code uses it.
+const USED_BY_GENERATED_CODE: &[(&str, &str)] = &[("proto", "prost"), ("proto", "tonic-prost")];
+
+#[test]
+fn every_dependency_is_used() {
+    let mut findings = Findings::default();
+    let folders: Vec<&str> =
+        WORKSPACE.crates.iter().map(|c| c.manifest.trim_end_matches("Cargo.toml")).collect();
+    for package in &WORKSPACE.crates {
+        let folder = package.manifest.trim_end_matches("Cargo.toml");
+        // a crate within a crate's folder is not part of it
+        let inner: Vec<&&str> =
+            folders.iter().filter(|f| f.len() > folder.len() && f.starts_with(folder)).collect();
+        let sources = tree::FILES.iter().filter(|file| file.is_rust() && file.path.starts_with(folder));
+        let sources = sources.filter(|file| !inner.iter().any(|inner| file.path.starts_with(**inner)));
+        let words: BTreeSet<&str> =
+            sources.flat_map(|file| file.text.split(|c: char| !c.is_alphanumeric() && c != '_')).collect();
+        for dependency in &package.dependencies {
+            let excepted = USED_BY_GENERATED_CODE.contains(&(short(&package.name), dependency.as_str()));
+            if !excepted && !words.contains(dependency.replace('-', "_").as_str()) {
+                findings.add(&package.manifest, format!("{dependency} is used nowhere"));
+            }
+        }
+    }
+    let used: BTreeSet<&str> =
+        WORKSPACE.crates.iter().flat_map(|c| &c.dependencies).map(String::as_str).collect();
+    let root = tree::text("Cargo.toml");
+    let listed = root.split("[workspace.dependencies]").nth(1).and_then(|rest| rest.split("\n[").next());
+    for line in listed.expect("the root names the workspace's dependencies").lines() {
+        if let Some((name, _)) = line.split_once(" = ")
+            && !used.contains(name)
+        {
+            findings.add("Cargo.toml", format!("no crate depends on {name}"));
+        }
+    }
+    findings
+        .check("A dependency is declared and not used.", "Remove the line: it costs build time and trust.");
 }
 
 fn dependency_lines(manifest: &str) -> Vec<(usize, &str)> {
