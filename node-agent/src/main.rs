@@ -4,6 +4,8 @@
 mod app;
 mod clock;
 mod config;
+#[cfg(test)]
+mod fake_scheduler;
 mod guest;
 mod host;
 mod leftovers;

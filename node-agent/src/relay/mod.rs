@@ -198,3 +198,6 @@ async fn guest_failure(ledger: &Ledger, status: &Status) -> Outcome {
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -282,3 +282,6 @@ async fn send(
 fn said(status: &tonic::Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
 }
+
+#[cfg(test)]
+mod tests;
