@@ -128,7 +128,7 @@ pub(crate) fn judge(state: &mut State, id: &NodeId) {
 /// When the next node may be given up.
 fn may_lose_at(state: &State) -> Timestamp {
     let fleet = state.cluster.all().count() as u64;
-    let limit = (fleet * state.config.lost_percent_per_minute / 100).max(1);
+    let limit = (fleet.saturating_mul(state.config.lost_percent_per_minute) / 100).max(1);
     let losses = state.cluster.losses();
     match losses.len().checked_sub(usize::try_from(limit).unwrap_or(usize::MAX)) {
         // the one that must be a minute ago before there may be one more
