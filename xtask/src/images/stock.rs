@@ -36,7 +36,7 @@ pub fn fetch(workspace: &Workspace) -> Result<StockKernel> {
         _ => "linux-image-cloud-amd64",
     };
     let root = workspace.cache().join("stock-kernel");
-    let key = Key::new(1).with("package", meta).with("codename", &distribution.codename);
+    let key = Key::new(2).with("package", meta).with("codename", &distribution.codename);
     let versions = workspace.build.join("stock-kernel.versions");
     if !stamp::is_fresh(workspace, "stock-kernel", &key, &[&root, &versions]) {
         let step =
@@ -61,10 +61,12 @@ fn unpack(workspace: &Workspace, step: &Step, meta: &str, root: &Path) -> Result
     }
     let fetched = apt::fetch(workspace, step, &image)?;
     apt::unpack(&fetched, root)?;
-    // Ubuntu keeps the modules in a package of their own
-    let modules = image.replacen("linux-image-", "linux-modules-", 1);
     if !root.join("lib/modules").exists() && !root.join("usr/lib/modules").exists() {
-        apt::unpack(&apt::fetch(workspace, step, &modules)?, root)?;
+        // Ubuntu keeps the modules in two packages of their own
+        for prefix in ["linux-modules-", "linux-modules-extra-"] {
+            let modules = image.replacen("linux-image-", prefix, 1);
+            apt::unpack(&apt::fetch(workspace, step, &modules)?, root)?;
+        }
     }
     if !root.join("lib").exists() {
         std::os::unix::fs::symlink("usr/lib", root.join("lib"))?;
