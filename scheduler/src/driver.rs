@@ -14,13 +14,14 @@ use crate::effects::{Executor, Pending};
 use crate::store::writer::Writer;
 use anyhow::Context;
 use pinfold_domain::{
-    Cause, Millis, Node, NodeId, Reason, RequestId, Sandbox, SandboxId, SandboxSpec, TenantId, Timestamp,
+    Cause, Explanation, Millis, Node, NodeId, Reason, RequestId, Sandbox, SandboxId, SandboxSpec, TenantId,
+    Timestamp,
 };
 use pinfold_engine::{CallId, Change, Effect, Engine, Event, Rejection};
 use pinfold_service::CancellationToken;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, oneshot};
 
@@ -35,6 +36,8 @@ pub enum Input {
     Event(Event),
     /// nodes in the order of their names
     ListNodes { after: Option<NodeId>, limit: usize, answer: oneshot::Sender<Vec<Node>> },
+    /// why a sandbox waits, by the fleet of this moment
+    Explain { sandbox_id: SandboxId, answer: oneshot::Sender<Option<Explanation>> },
 }
 
 /// Puts things into the inbox. Cheap to clone.
@@ -69,6 +72,13 @@ impl DriverHandle {
         let (answer, nodes) = oneshot::channel();
         self.put(Input::ListNodes { after, limit, answer }).await?;
         nodes.await.map_err(|_| gone())
+    }
+
+    /// `None` when it does not wait.
+    pub async fn explain(&self, sandbox_id: SandboxId) -> Result<Option<Explanation>, Cause> {
+        let (answer, explanation) = oneshot::channel();
+        self.put(Input::Explain { sandbox_id, answer }).await?;
+        explanation.await.map_err(|_| gone())
     }
 
     /// For what nodes say: waits for room as long as it takes, so that a node is slowed down and nothing is lost.
@@ -176,8 +186,7 @@ impl Driver {
             let cause =
                 Cause::new(Reason::StoreUnavailable, "the store cannot be written: nothing was accepted");
             self.pending.reject_all(&cause);
-            return Err(error)
-                .context("a commit failed: ending, to begin again from what is stored");
+            return Err(error).context("a commit failed: ending, to begin again from what is stored");
         }
         self.executor.carry_out(&changes, actions, &mut self.pending);
         Ok(())
@@ -194,6 +203,11 @@ impl Driver {
                 let behind = |node: &Node| after.as_ref().is_none_or(|after| node.id > *after);
                 // whoever asked may be gone
                 let _ = answer.send(self.engine.nodes().filter(behind).take(limit).collect());
+                Vec::new()
+            }
+            Input::Explain { sandbox_id, answer } => {
+                // whoever asked may be gone
+                let _ = answer.send(self.engine.explain(sandbox_id));
                 Vec::new()
             }
         }
@@ -213,10 +227,16 @@ fn split(effects: Vec<Effect>) -> (Vec<Change>, Vec<Effect>) {
     (changes, actions)
 }
 
-/// The one place where the scheduler asks what time it is. The engine copes with a clock that goes back.
+/// The one place where the scheduler asks what time it is: the wall clock as it stood at the first call, and the
+/// monotonic clock from there on. A wall clock that is set forward would otherwise end every time to live at once; the
+/// monotonic one is disciplined by NTP in its rate, and never set.
 pub fn now() -> Timestamp {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+    static BEGIN: LazyLock<(Duration, Instant)> = LazyLock::new(|| {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        (since_epoch, Instant::now())
+    });
+    let (since_epoch, begin) = *BEGIN;
+    Timestamp(u64::try_from((since_epoch + begin.elapsed()).as_millis()).unwrap_or(u64::MAX))
 }
 
 async fn sleep_until(deadline: Option<Timestamp>) {

@@ -105,6 +105,29 @@ async fn what_has_no_room_now_waits_and_runs_when_there_is_room() {
 }
 
 #[tokio::test]
+async fn what_waits_is_explained_by_the_fleet_of_this_moment() {
+    let fleet = Fleet::new().await;
+    let first = fleet.client.create(with_cpu_millis(6_000)).await.unwrap();
+    fleet.client.wait_running(first.id, LIMIT).await.unwrap();
+    let second = fleet.client.create(with_cpu_millis(6_000)).await.unwrap();
+    assert_eq!(second.explanation.unwrap().sentence, "0 of 1 nodes fit: 1 rejected by cpu");
+    let mut small = AgentConfig::new("small");
+    small.register.images = vec!["other".to_owned()];
+    let _small = FakeAgent::start(&fleet.scheduler.endpoint(), small);
+    let now = async {
+        loop {
+            let sentence = fleet.client.get(second.id).await.unwrap().explanation.unwrap().sentence;
+            if !sentence.starts_with("0 of 1 ") {
+                return sentence;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let now = tokio::time::timeout(LIMIT, now).await.expect("the node joins");
+    assert_eq!(now, "0 of 2 nodes fit: 1 rejected by image, 1 rejected by cpu");
+}
+
+#[tokio::test]
 async fn without_a_node_it_waits_for_one_to_join() {
     let scheduler = Scheduler::start(|_| {}).await;
     let client = scheduler.client().await;

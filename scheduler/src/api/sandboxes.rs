@@ -6,7 +6,7 @@ use super::{deadline, logs, pages, status, watch};
 use crate::driver::DriverHandle;
 use crate::view::{ListFilter, View};
 use pinfold_domain::spec::check_labels;
-use pinfold_domain::{Cause, IdError, Millis, RequestId, SandboxId, TenantId};
+use pinfold_domain::{Cause, IdError, Millis, Phase, RequestId, SandboxId, TenantId};
 use pinfold_proto::api::v1::sandbox_service_server::SandboxService;
 use pinfold_proto::api::v1::{self as wire};
 use pinfold_proto::convert::{WireError, sandbox, spec};
@@ -54,9 +54,17 @@ impl SandboxService for SandboxApi {
         &self,
         request: Request<wire::GetSandboxRequest>,
     ) -> Result<Response<wire::GetSandboxResponse>, Status> {
+        let deadline = deadline::of(request.metadata());
         let id = sandbox_id(&request.into_inner().sandbox_id).map_err(status::refuse)?;
         let found = self.view.get(id).map_err(status::refuse)?;
-        Ok(Response::new(wire::GetSandboxResponse { sandbox: Some(sandbox::to_wire(&found)) }))
+        let mut answer = sandbox::to_wire(&found);
+        // what is stored is the decision at its acceptance; whoever waits wants to know what it waits for now
+        if found.phase == Phase::Pending {
+            let explain = async { self.driver.explain(id).await.map_err(status::refuse) };
+            let current = deadline::within(deadline, self.call_timeout, explain).await?;
+            answer.explanation = current.as_ref().map(sandbox::explanation_to_wire).or(answer.explanation);
+        }
+        Ok(Response::new(wire::GetSandboxResponse { sandbox: Some(answer) }))
     }
 
     async fn list_sandboxes(
