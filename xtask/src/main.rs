@@ -85,6 +85,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             demo::run(&workspace, &arguments)
         }
         Task::Test(arguments) => {
+            // both kernels are booted by the system tests
+            if !arguments.no_system {
+                images::own_kernel::run(&workspace)?;
+            }
             prepare()?;
             test::run(&workspace, &arguments)
         }

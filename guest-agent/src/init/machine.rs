@@ -34,7 +34,8 @@ pub fn set_up_cgroups() -> Result<Workload, Fatal> {
         DirBuilder::new().create(path).map_err(Fatal::internal("cannot make a cgroup"))?;
     }
     cgroup::write(&agent.join("cgroup.procs"), 1).map_err(Fatal::internal("cannot enter the cgroup"))?;
-    enable(&workload, &["pids"], &[])?;
+    // the processor is shared between commands, not processes: a fork bomb in one does not starve the next
+    enable(&workload, &["pids"], &["cpu"])?;
     // a kernel without the memory or cpu controller has none of these, and has said so above
     drop(cgroup::write(&agent.join("memory.min"), AGENT_BYTES));
     drop(cgroup::write(&agent.join("cpu.weight"), 10_000));
