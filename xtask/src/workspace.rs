@@ -72,7 +72,7 @@ impl Workspace {
 
     /// Removes `build/`. Parts of it may belong to root when it was made through sudo.
     pub fn clean(&self) -> Result<()> {
-        command::output(command::privileged("rm")?.arg("-rf").arg(&self.build))?;
+        command::output(command::privileged("rm")?.args(["-rf", "--one-file-system"]).arg(&self.build))?;
         println!("removed {}", self.build.display());
         Ok(())
     }

@@ -80,8 +80,9 @@ fn build(
     fs::create_dir_all(workspace.cache())?;
     let sources = workspace.cache().join("rootfs-sources.list");
     fs::write(&sources, apt::source_lines(distribution)?.join("\n") + "\n")?;
-    let mut mmdebstrap = command::privileged("env")?;
-    mmdebstrap.arg(format!("SOURCE_DATE_EPOCH={EPOCH}"));
+    // what mmdebstrap mounts in the new root goes with it, also when it is killed
+    let mut mmdebstrap = command::privileged("unshare")?;
+    mmdebstrap.args(["--mount", "env", &format!("SOURCE_DATE_EPOCH={EPOCH}")]);
     mmdebstrap.args(["mmdebstrap", "--variant=minbase", "--format=directory"]);
     mmdebstrap.arg(format!("--include={}", packages.join(",")));
     mmdebstrap.arg("--aptopt=Acquire::Languages \"none\"");
