@@ -30,6 +30,25 @@ fn check_timeline(kernel: &str, sandbox: &Sandbox) -> Result<()> {
     Ok(())
 }
 
+/// Prints what the VMM has resident beside the guest's memory, and holds it to a bound.
+async fn check_vmm_memory(context: &Context) -> Result<()> {
+    /// of which the program itself is a third
+    const LIMIT_KIB: u64 = 8 * 1024;
+    // the guest's memory is the only large mapping
+    let script = "p=$(pidof pinfold-vmm | cut -d' ' -f1); awk '/^Size:/ {guest = $2 >= 131072} \
+                  /^Rss:/ {if (guest) g += $2; else r += $2} /^Anonymous:/ {if (!guest) a += $2} \
+                  END {print r, a, g}' /proc/$p/smaps";
+    let output = context.in_node(script).await?;
+    let numbers: Vec<u64> = output.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let [resident, anonymous, guest] = numbers[..] else { bail!("not understood: {output:?}") };
+    println!(
+        "    VMM: {resident} KiB resident beside the guest's {guest} KiB, of these {anonymous} KiB anonymous"
+    );
+    ensure!(guest > 0 && resident > 0, "no mapping was found: {output:?}");
+    ensure!(resident <= LIMIT_KIB, "{resident} KiB beside the guest's memory, the bound is {LIMIT_KIB}");
+    Ok(())
+}
+
 pub async fn boots_with_every_kernel(context: Context) -> Result<()> {
     let nodes = context.client.nodes().await?;
     let kernels = nodes.first().context("the node is registered")?.kernels.iter();
@@ -40,6 +59,7 @@ pub async fn boots_with_every_kernel(context: Context) -> Result<()> {
         let sandbox = context.start(new).await.with_context(|| format!("kernel {kernel}"))?;
         let uname = context.shell(sandbox.id, "uname -sr; id -u; cat /proc/1/comm").await?;
         ensure!(uname.starts_with("Linux 6."), "{uname}");
+        check_vmm_memory(&context).await?;
         context.client.stop(sandbox.id, None).await?;
         check_timeline(kernel, &context.ended(sandbox.id).await?)?;
     }
