@@ -89,7 +89,7 @@ fn text(view: &StatusView) -> String {
     let mut text = format!("scheduler {}\n\n", view.scheduler);
     text.push_str(&table::grid(&["PART", "KIND", "STATE", "PID", "RESIDENT", "MEMORY", "LOG"], &rows));
     if view.silent_nodes_restarted > 0 {
-        text.push_str(&format!("\n{} silent nodes were started again\n", view.silent_nodes_restarted));
+        text.push_str(&format!("\nsilent nodes that were started again: {}\n", view.silent_nodes_restarted));
     }
     text
 }

@@ -27,9 +27,11 @@ pub async fn run(options: DevUp, format: Format) -> Result<i32> {
     let mut progress = Progress::told();
     let options = plan(options, &mut progress).await?;
     let started = start(&directory, &options, &mut progress).await;
-    if started.is_err() {
-        let logs = keep_logs(&directory);
+    if let Err(error) = &started {
+        // who ended it needs no logs to know why
+        let logs = if error.is::<Interrupted>() { None } else { keep_logs(&directory) };
         clear(&directory)?;
+        std::fs::remove_dir(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
         if let Some(logs) = logs {
             progress.say(&format!("logs are kept in {}", logs.display()));
         }
