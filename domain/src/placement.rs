@@ -31,7 +31,7 @@ pub struct Explanation {
 }
 
 impl Explanation {
-    /// One sentence, for example `0 of 3 nodes fit: 2 rejected by memory, 1 by image`.
+    /// One sentence, for example `0 of 3 nodes fit: 2 rejected by memory, 1 rejected by image`.
     pub fn sentence(&self) -> String {
         let rejected: u64 = self.filters.iter().map(|f| f.rejected).sum();
         let fit = self.nodes_considered.saturating_sub(rejected);
