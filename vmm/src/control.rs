@@ -87,7 +87,7 @@ impl AsRawFd for ControlServer {
 impl Connection {
     /// False when it is over.
     fn progress(&mut self, answer: &mut dyn FnMut(Request) -> Response) -> bool {
-        if !self.send() {
+        if !self.answer_buffered(answer) {
             return false;
         }
         if !self.output.is_empty() {
@@ -99,17 +99,24 @@ impl Connection {
             Ok(read) => self.input.extend_from_slice(&chunk[..read]),
             Err(error) => return matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
         }
-        while let Some(end) = self.input.iter().position(|byte| *byte == b'\n') {
+        // what is left of the line may be longer than a line may be
+        self.answer_buffered(answer) && self.input.len() <= MAX_LINE_BYTES
+    }
+
+    /// Answers the whole lines that are here, as far as the peer takes the answers: where it does not, they wait, and
+    /// nothing more is read. False when the connection is over.
+    fn answer_buffered(&mut self, answer: &mut dyn FnMut(Request) -> Response) -> bool {
+        while self.send() {
+            if !self.output.is_empty() {
+                return true;
+            }
+            let Some(end) = self.input.iter().position(|byte| *byte == b'\n') else { return true };
             let line: Vec<u8> = self.input.drain(..=end).collect();
             let response = respond(&line, answer);
             self.output.extend(serde_json::to_vec(&response).unwrap_or_default());
             self.output.push(b'\n');
-            if self.output.len() > MAX_LINE_BYTES {
-                break;
-            }
         }
-        // what is left of the line is longer than a line may be
-        self.input.len() <= MAX_LINE_BYTES && self.send()
+        false
     }
 
     fn send(&mut self) -> bool {

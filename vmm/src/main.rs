@@ -101,7 +101,11 @@ fn read_config(fd: RawFd) -> anyhow::Result<MachineConfig> {
     // SAFETY: nothing else in this process uses the descriptor; a wrong number makes the read fail.
     let file = unsafe { File::from_raw_fd(fd) };
     let mut text = String::new();
-    file.take(CONFIG_BYTES_MAX).read_to_string(&mut text).context("reading the config")?;
+    file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text).context("reading the config")?;
+    anyhow::ensure!(
+        text.len() as u64 <= CONFIG_BYTES_MAX,
+        "the config takes more than {CONFIG_BYTES_MAX} bytes, which is its limit"
+    );
     serde_json::from_str(&text).context("the config is not one")
 }
 

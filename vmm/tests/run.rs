@@ -103,6 +103,18 @@ fn a_config_that_is_none_has_no_exit_file_to_write_to() {
 }
 
 #[test]
+fn a_config_past_its_limit_is_refused_and_not_cut() {
+    let mut machine = Machine::new();
+    let mut text = machine.config.to_string();
+    // valid as far as the limit goes
+    text.push_str(&" ".repeat(64 * 1024));
+    let output = machine.run_with(text.as_bytes());
+    assert_eq!(output.status.code(), Some(2));
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("the config takes more than 65536 bytes"), "{message}");
+}
+
+#[test]
 fn descriptors_are_open_and_given_once() {
     let closed = 999;
     for field in ["kernel", "initrd", "kvm", "control", "console"] {

@@ -52,6 +52,29 @@ fn requests_are_answered_in_order() {
 }
 
 #[test]
+fn every_line_is_answered_also_when_the_peer_reads_late() {
+    const LINES: usize = 20_000;
+    let mut rig = rig();
+    let mut peer = rig.connect();
+    let sent = vec![b'\n'; LINES];
+    let (mut written, mut answers) = (0, 0);
+    let mut buffer = [0; 4096];
+    for _ in 0..LINES {
+        if written < LINES {
+            written += peer.write(&sent[written..]).unwrap_or(0);
+        }
+        rig.serve();
+        if let Ok(read) = peer.read(&mut buffer) {
+            answers += buffer[..read].iter().filter(|byte| **byte == b'\n').count();
+        }
+        if answers == LINES {
+            return;
+        }
+    }
+    panic!("{answers} answers to {LINES} lines");
+}
+
+#[test]
 fn a_request_in_pieces_is_one() {
     let mut rig = rig();
     let mut peer = rig.connect();
