@@ -32,6 +32,8 @@ use tonic::{Status, Streaming};
 
 /// From the order to the first frame of the client.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Refusals on their way at once, beside the streams.
+const REFUSALS: usize = 64;
 /// From a broken guest connection to the sandbox's report of its end.
 const END_AFTER_BREAK: Duration = Duration::from_secs(2);
 
@@ -41,8 +43,10 @@ pub struct Relays {
     registry: Arc<Registry>,
     tasks: Tasks,
     stop: CancellationToken,
+    max_relays: usize,
     /// bounds streams at once
     slots: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
 }
 
 /// To the scheduler. A failed send means that the call is over.
@@ -63,31 +67,36 @@ impl Relays {
         stop: CancellationToken,
         max_relays: usize,
     ) -> Self {
-        Self { endpoint, node_id, registry, tasks, stop, slots: Arc::new(Semaphore::new(max_relays)) }
+        let slots = Arc::new(Semaphore::new(max_relays));
+        let refusals = Arc::new(Semaphore::new(REFUSALS));
+        Self { endpoint, node_id, registry, tasks, stop, max_relays, slots, refusals }
     }
 
     /// Dials in for `order`, in a task of its own.
     pub fn open(self: &Arc<Self>, order: wire::OpenRelay) {
-        let Ok(permit) = Arc::clone(&self.slots).try_acquire_owned() else {
-            // The scheduler has a bound of its own and a time limit for this; dialling only to refuse would cost what
-            // the bound is there to save.
-            tracing::warn!(
-                sandbox = order.sandbox_id,
-                "a stream was not opened: this node has as many as it may"
-            );
-            return;
+        let (permit, refused) = match Arc::clone(&self.slots).try_acquire_owned() {
+            Ok(permit) => (permit, None),
+            Err(_) => {
+                let message = format!("this node has {} streams open, which is its limit", self.max_relays);
+                let cause = Cause::new(Reason::TooManyStreams, message);
+                // who is refused is told so, but telling is bounded too: past that the scheduler's time limit speaks
+                let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else {
+                    return tracing::warn!(sandbox = order.sandbox_id, "a stream was refused unheard");
+                };
+                (permit, Some(cause))
+            }
         };
         let relays = Arc::clone(self);
         drop(self.tasks.background("relay", async move {
             let stop = relays.stop.clone();
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = relays.serve(order, permit) => {}
+                () = relays.serve(order, refused, permit) => {}
             }
         }));
     }
 
-    async fn serve(&self, order: wire::OpenRelay, _permit: OwnedSemaphorePermit) {
+    async fn serve(&self, order: wire::OpenRelay, refused: Option<Cause>, _permit: OwnedSemaphorePermit) {
         let opened = tokio::time::timeout(OPEN_TIMEOUT, self.dial(&order.relay_id)).await;
         let (mut client, first) = match opened {
             Ok(Ok(opened)) => opened,
@@ -100,13 +109,9 @@ impl Relays {
             }
             Err(_) => return tracing::info!(sandbox = order.sandbox_id, "a stream had no first frame"),
         };
-        let ledger = order.sandbox_id.parse::<SandboxId>().ok().and_then(|id| self.registry.ledger(id));
-        let outcome = match ledger {
-            Some(ledger) => self.stream(&mut client, &ledger, first).await,
-            None => {
-                let message = format!("sandbox {} is not on this node", order.sandbox_id);
-                Outcome::Failed(Cause::new(Reason::SandboxNotFound, message))
-            }
+        let outcome = match refused {
+            Some(cause) => Outcome::Failed(cause),
+            None => self.outcome(&order, &mut client, first).await,
         };
         let last = match outcome {
             Outcome::ClientGone => return,
@@ -123,6 +128,16 @@ impl Relays {
         // The call ends in order: this end first, then the scheduler's. Dropping it now would cut the last frames off.
         drop(client.say);
         while let Ok(Some(_)) = client.frames.message().await {}
+    }
+
+    async fn outcome(&self, order: &wire::OpenRelay, client: &mut Client, first: Ask) -> Outcome {
+        match order.sandbox_id.parse::<SandboxId>().ok().and_then(|id| self.registry.ledger(id)) {
+            Some(ledger) => self.stream(client, &ledger, first).await,
+            None => {
+                let message = format!("sandbox {} is not on this node", order.sandbox_id);
+                Outcome::Failed(Cause::new(Reason::SandboxNotFound, message))
+            }
+        }
     }
 
     /// Connects, accepts the relay, waits for the client's first frame.

@@ -168,6 +168,26 @@ fn output(frame: Out) -> Say {
 }
 
 #[tokio::test]
+async fn a_stream_past_the_bound_is_told_so() {
+    let (mut bench, session, _) = running().await;
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let mut relay = open(&mut bench, &session, ID).await;
+        relay.ask(start()).await;
+        relay.next().await;
+        held.push(relay);
+    }
+    let relay = open(&mut bench, &session, ID).await;
+    relay.ask(start()).await;
+    assert_eq!(relay.fails_with().await, Reason::TooManyStreams);
+    for mut relay in held {
+        // the others are as they were
+        relay.ask(exec(In::Stdin(vec![b'x'].into()))).await;
+        assert_eq!(relay.next().await, output(Out::Stdout(vec![b'x'].into())));
+    }
+}
+
+#[tokio::test]
 async fn exec_carries_frames_both_ways_and_ends_in_order() {
     let (mut bench, session, _) = running().await;
     let mut relay = open(&mut bench, &session, ID).await;
