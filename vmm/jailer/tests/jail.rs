@@ -132,35 +132,8 @@ fn field(text: &str, name: &str) -> String {
     line[name.len()..].trim_start_matches(':').split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-#[test]
-fn the_vmm_is_confined() {
-    let Some(bench) = Bench::new("confined") else { return };
-    let probe = bench.probe();
-    symlink("/etc/passwd", bench.path("root/planted")).expect("a planted link");
-    let (mut said, says) = std::io::pipe().expect("a pipe");
-    let (hold, end) = std::io::pipe().expect("a pipe");
-    let (says, hold) =
-        (File::from(std::os::fd::OwnedFd::from(says)), File::from(std::os::fd::OwnedFd::from(hold)));
-    let secret = tempfile::tempfile().expect("a file that is not passed");
-    let config = bench.config(&probe, &[(&says, 3), (&hold, 4)]);
-    let output = bench.run(&config, &[&probe, &says, &hold, &secret]);
-    let JailOutcome::Pid(pid) = outcome(&output) else { panic!("{output:?}") };
-    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-    drop((says, hold));
-
-    // what it sees
-    let mut text = String::new();
-    said.read_to_string(&mut text).expect("the probe speaks");
-    assert_eq!(field(&text, "arguments"), r#"["pinfold-vmm", "run", "--config-fd", "5"]"#);
-    assert_eq!(field(&text, "environment"), "0");
-    assert_eq!(field(&text, "pid"), "1");
-    assert_eq!(field(&text, "root"), r#"["planted"]"#);
-    assert_eq!(field(&text, "directory"), r#""/""#);
-    assert_eq!(field(&text, "create"), format!("Err(Some({}))", libc::EROFS));
-    assert_eq!(field(&text, "up"), format!("Err(Some({}))", libc::ENOENT));
-
-    // what the kernel says of it
-    let proc = PathBuf::from(format!("/proc/{pid}"));
+/// The confinement of `pid`, read from the host's /proc.
+fn the_kernel_says_so(pid: u32, proc: &Path) {
     let read = |name: &str| fs::read_to_string(proc.join(name)).expect(name);
     let status = read("status");
     assert_eq!(field(&status, "Uid"), format!("{UID} {UID} {UID} {UID}"));
@@ -197,6 +170,37 @@ fn the_vmm_is_confined() {
         assert!(options.split(',').any(|given| given == option), "{option} in {options}");
     }
     assert_eq!(read("environ"), "");
+}
+
+#[test]
+fn the_vmm_is_confined() {
+    let Some(bench) = Bench::new("confined") else { return };
+    let probe = bench.probe();
+    symlink("/etc/passwd", bench.path("root/planted")).expect("a planted link");
+    let (mut said, says) = std::io::pipe().expect("a pipe");
+    let (hold, end) = std::io::pipe().expect("a pipe");
+    let (says, hold) =
+        (File::from(std::os::fd::OwnedFd::from(says)), File::from(std::os::fd::OwnedFd::from(hold)));
+    let secret = tempfile::tempfile().expect("a file that is not passed");
+    let config = bench.config(&probe, &[(&says, 3), (&hold, 4)]);
+    let output = bench.run(&config, &[&probe, &says, &hold, &secret]);
+    let JailOutcome::Pid(pid) = outcome(&output) else { panic!("{output:?}") };
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    drop((says, hold));
+
+    // what it sees
+    let mut text = String::new();
+    said.read_to_string(&mut text).expect("the probe speaks");
+    assert_eq!(field(&text, "arguments"), r#"["pinfold-vmm", "run", "--config-fd", "5"]"#);
+    assert_eq!(field(&text, "environment"), "0");
+    assert_eq!(field(&text, "pid"), "1");
+    assert_eq!(field(&text, "root"), r#"["planted"]"#);
+    assert_eq!(field(&text, "directory"), r#""/""#);
+    assert_eq!(field(&text, "create"), format!("Err(Some({}))", libc::EROFS));
+    assert_eq!(field(&text, "up"), format!("Err(Some({}))", libc::ENOENT));
+
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    the_kernel_says_so(pid, &proc);
     assert_eq!(fs::read_to_string(bench.cgroup.join("cgroup.procs")).expect("procs"), format!("{pid}\n"));
 
     // the host is as it was, and the process ends when it is told to
