@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use pinfold_vmm_api::console::Reader;
 use pinfold_vmm_api::control::{ExitRecord, Request, Response};
-use pinfold_vmm_api::{Disk, MachineConfig, Vsock};
+use pinfold_vmm_api::{CpuTemplate, Disk, MachineConfig, MemoryBacking, RateLimit, Vsock};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -86,18 +86,28 @@ fn config(arguments: &Arguments, passed: &mut Vec<OwnedFd>) -> anyhow::Result<Ma
         let (path, read_only) = disk.strip_suffix(":ro").map_or((disk.as_str(), false), |path| (path, true));
         let file =
             OpenOptions::new().read(true).write(!read_only).open(path).with_context(|| disk.clone())?;
-        disks.push(Disk { serial: format!("disk{index}"), file: inherit(file, passed)?, read_only });
+        disks.push(Disk {
+            serial: format!("disk{index}"),
+            file: inherit(file, passed)?,
+            read_only,
+            rate: RateLimit::default(),
+        });
     }
     let initrd = arguments.initrd.as_ref().map(open).transpose()?;
     Ok(MachineConfig {
         id: "boot".into(),
         vcpus: arguments.vcpus,
         memory_mib: arguments.memory_mib,
-        kernel: inherit(open(&arguments.kernel)?, passed)?,
+        kernel: Some(inherit(open(&arguments.kernel)?, passed)?),
         initrd: initrd.map(|file| inherit(file, passed)).transpose()?,
+        restore: None,
+        memory_backing: MemoryBacking::default(),
+        cpu_template: CpuTemplate::default(),
         cmdline: arguments.cmdline.clone(),
         mmio_on_cmdline: arguments.mmio_on_cmdline,
         disks,
+        nets: Vec::new(),
+        balloon: false,
         vsock: Some(Vsock {
             cid: 3,
             listener: inherit(listen(&directory.join("vsock"))?, passed)?,

@@ -1,28 +1,26 @@
 //! From a config to a machine that is ready to run: a straight list of steps.
 
+mod devices;
+
 use crate::acpi::{self, MmioWindow};
 use crate::boot::{self, BootError};
 use crate::control::ControlServer;
 use crate::descriptors::{DescriptorError, Descriptors};
 use crate::devices::bus::Bus;
 use crate::devices::console::ConsoleBuffer;
-use crate::devices::serial::SerialPort;
-use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::block::device::{Block, BlockError};
-use crate::devices::virtio::mmio::{NOTIFY_OFFSET, Transport};
-use crate::devices::virtio::rng::device::Rng;
-use crate::devices::virtio::vsock::device::VsockDevice;
+use crate::devices::virtio::block::device::BlockError;
 use crate::ending::Ending;
 use crate::machine::{Machine, Shared};
-use crate::memory::{self, GuestMemory, MemoryError};
+use crate::memory::{self, MemoryError};
 use crate::memory_use::MemoryMeter;
 use crate::metrics::Metrics;
 use crate::vcpu::Vcpu;
 use crate::vcpu::cpuid::{CpuidError, Template};
 use crate::vcpu::registers::{self, RegisterError};
 use crate::{layout, seccomp, signals};
+use devices::{attach_devices, attach_serial, make_devices, windows};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
-use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use kvm_ioctls::{Kvm, VmFd};
 use pinfold_vmm_api::config::limits;
 use pinfold_vmm_api::console::Writer;
 use pinfold_vmm_api::control::{ExitReason, StartTiming};
@@ -119,7 +117,7 @@ pub fn build(
     let rsdp = acpi::write(&memory, config.vcpus, &windows).map_err(BuildError::Acpi)?;
     let command_line = command_line(config, &windows)?;
     let source = boot::Source {
-        kernel: &descriptors.kernel,
+        kernel: descriptors.kernel.as_ref().ok_or(MachineConfigError::KernelOrRestore)?,
         initrd: descriptors.initrd.as_ref(),
         command_line: &command_line,
         rsdp,
@@ -183,65 +181,6 @@ fn create_interrupt_controllers(vm: &VmFd, with_pit: bool) -> Result<(), BuildEr
         vm.create_pit2(config).map_err(kvm("create an interval timer"))?;
     }
     Ok(())
-}
-
-fn attach_serial(vm: &VmFd, console: ConsoleBuffer) -> Result<SerialPort, BuildError> {
-    let (serial, line) = SerialPort::new(console).map_err(host("make an eventfd"))?;
-    vm.register_irqfd(&line, layout::SERIAL_LINE).map_err(kvm("wire the line of the serial port"))?;
-    Ok(serial)
-}
-
-/// In the order in which the guest finds them: disks, sockets, entropy.
-fn make_devices(
-    config: &MachineConfig,
-    disks: Vec<File>,
-    vsock: Option<std::os::unix::net::UnixListener>,
-    metrics: &Arc<Metrics>,
-) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
-    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    for (index, (disk, file)) in config.disks.iter().zip(disks).enumerate() {
-        let block = Block::new(file, &disk.serial, disk.read_only, Arc::clone(metrics));
-        devices.push(Box::new(block.map_err(|source| BuildError::Disk { index, source })?));
-    }
-    if let (Some(vsock), Some(listener)) = (&config.vsock, vsock) {
-        let prefix = vsock.guest_connect_prefix.clone();
-        let device = VsockDevice::new(vsock.cid, listener, prefix, Arc::clone(metrics));
-        devices.push(Box::new(device.map_err(host("set up vsock"))?));
-    }
-    devices.push(Box::new(Rng::new(Arc::clone(metrics))));
-    Ok(devices)
-}
-
-fn attach_devices(
-    vm: &VmFd,
-    devices: Vec<Box<dyn VirtioDevice>>,
-    memory: &GuestMemory,
-    metrics: &Arc<Metrics>,
-) -> Result<Vec<Arc<Transport>>, BuildError> {
-    let mut transports = Vec::new();
-    for (device, window) in devices.into_iter().zip(windows(layout::VIRTIO_LINES.len())) {
-        let transport =
-            Transport::new(device, memory.clone(), Arc::clone(metrics)).map_err(host("make eventfds"))?;
-        let line = transport.interrupt().line();
-        vm.register_irqfd(line, window.line).map_err(kvm("wire the line of a device"))?;
-        let notify = IoEventAddress::Mmio(window.address + NOTIFY_OFFSET);
-        for (queue, kick) in transport.kicks().iter().enumerate() {
-            vm.register_ioevent(kick, &notify, queue as u32).map_err(kvm("wire the kicks of a queue"))?;
-        }
-        transports.push(Arc::new(transport));
-    }
-    Ok(transports)
-}
-
-// every device that a config may ask for has a window and a line
-const _: () = assert!(limits::MAX_DISKS + 2 <= layout::VIRTIO_LINES.len());
-
-fn windows(count: usize) -> Vec<MmioWindow> {
-    let window = |(index, line): (usize, &u32)| MmioWindow {
-        address: layout::VIRTIO_MMIO_BASE + index as u64 * layout::VIRTIO_MMIO_SIZE,
-        line: *line,
-    };
-    layout::VIRTIO_LINES.iter().take(count).enumerate().map(window).collect()
 }
 
 fn command_line(config: &MachineConfig, windows: &[MmioWindow]) -> Result<String, BuildError> {

@@ -1,11 +1,11 @@
 //! The inherited file descriptors, taken over by their numbers.
 
-use pinfold_vmm_api::MachineConfig;
+use pinfold_vmm_api::{MachineConfig, RestoreMemory};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DescriptorError {
@@ -18,13 +18,29 @@ pub enum DescriptorError {
 /// Everything that a machine works with, owned.
 #[derive(Debug)]
 pub struct Descriptors {
-    pub kernel: File,
+    pub kernel: Option<File>,
     pub initrd: Option<File>,
+    pub restore: Option<RestoreDescriptors>,
     pub disks: Vec<File>,
+    pub nets: Vec<File>,
     pub vsock: Option<UnixListener>,
     pub kvm: OwnedFd,
     pub control: UnixListener,
     pub console: File,
+}
+
+#[derive(Debug)]
+pub struct RestoreDescriptors {
+    pub state: File,
+    pub memory: MemorySource,
+    pub working_set: Option<File>,
+}
+
+/// See [`pinfold_vmm_api::RestoreMemory`].
+#[derive(Debug)]
+pub enum MemorySource {
+    File(File),
+    Handler(UnixStream),
 }
 
 /// Takes the descriptor of the exit record, which is wanted first and kept longest.
@@ -53,10 +69,35 @@ impl Descriptors {
         for disk in &config.disks {
             disks.push(take("a disk", disk.file)?.into());
         }
+        let mut nets = Vec::new();
+        for net in &config.nets {
+            nets.push(take("a tap", net.tap)?.into());
+        }
+        let restore = match &config.restore {
+            None => None,
+            Some(restore) => Some(RestoreDescriptors {
+                state: take("the snapshot's state", restore.state)?.into(),
+                memory: match restore.memory {
+                    RestoreMemory::File(number) => {
+                        MemorySource::File(take("the snapshot's memory", number)?.into())
+                    }
+                    RestoreMemory::Handler(number) => {
+                        MemorySource::Handler(take("the page-fault handler", number)?.into())
+                    }
+                },
+                working_set: restore
+                    .working_set
+                    .map(|number| take("the working set", number))
+                    .transpose()?
+                    .map(File::from),
+            }),
+        };
         Ok(Self {
-            kernel: take("the kernel", config.kernel)?.into(),
+            kernel: config.kernel.map(|number| take("the kernel", number)).transpose()?.map(File::from),
             initrd: config.initrd.map(|number| take("the initramfs", number)).transpose()?.map(File::from),
+            restore,
             disks,
+            nets,
             vsock: config
                 .vsock
                 .as_ref()

@@ -96,6 +96,7 @@ impl Shared {
                 self.ending.state(ExitReason::Killed, "killed by a request on the control socket");
                 Response::Killed
             }
+            other => Response::Error { message: format!("this machine cannot do {other:?} yet") },
         }
     }
 

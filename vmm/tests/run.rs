@@ -91,7 +91,7 @@ fn a_config_that_is_none_has_no_exit_file_to_write_to() {
     let mut unknown = good.clone();
     unknown["surprise"] = json!(1);
     let mut missing = good.clone();
-    missing.as_object_mut().expect("an object").remove("kernel");
+    missing.as_object_mut().expect("an object").remove("kvm");
     let texts = ["", "{", "[]", "\u{0}", &unknown.to_string(), &missing.to_string()].map(str::to_owned);
     for text in texts {
         let mut machine = Machine::new();

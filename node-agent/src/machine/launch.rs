@@ -15,7 +15,9 @@ use crate::host::paths::{GUEST_CONNECT_NAME, SandboxPaths, remove_file};
 use crate::host::{Act, HostError};
 use command_fds::{CommandFdExt, FdMapping};
 use pinfold_vmm_api::jail::{JailLimits, JailOutcome};
-use pinfold_vmm_api::{Disk, FdNumber, JailConfig, MachineConfig, PassedFd, Vsock};
+use pinfold_vmm_api::{
+    CpuTemplate, Disk, FdNumber, JailConfig, MachineConfig, MemoryBacking, PassedFd, RateLimit, Vsock,
+};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
@@ -125,14 +127,19 @@ fn machine_config(plan: &LaunchPlan) -> MachineConfig {
         id: plan.id.to_string(),
         vcpus: plan.vcpus,
         memory_mib: plan.memory_mib,
-        kernel: KERNEL,
+        kernel: Some(KERNEL),
         initrd: plan.kernel.initrd.as_ref().map(|_| INITRD),
+        restore: None,
+        memory_backing: MemoryBacking::default(),
+        cpu_template: CpuTemplate::default(),
         cmdline: plan.kernel.cmdline.clone(),
         mmio_on_cmdline: plan.kernel.mmio_on_cmdline,
         disks: vec![
-            Disk { serial: "root".to_owned(), file: ROOT_IMAGE, read_only: true },
-            Disk { serial: "disk".to_owned(), file: DISK, read_only: false },
+            Disk { serial: "root".to_owned(), file: ROOT_IMAGE, read_only: true, rate: RateLimit::default() },
+            Disk { serial: "disk".to_owned(), file: DISK, read_only: false, rate: RateLimit::default() },
         ],
+        nets: Vec::new(),
+        balloon: false,
         vsock: Some(Vsock {
             cid: GUEST_CID,
             listener: VSOCK,
@@ -245,7 +252,13 @@ mod tests {
         let machine = machine_config(&plan);
         machine.validate().unwrap();
         let targets: Vec<FdNumber> = jail.passed.iter().map(|fd| fd.target).collect();
-        let mut used = vec![machine.kernel, machine.kvm, machine.control, machine.console, machine.exit];
+        let mut used = vec![
+            machine.kernel.expect("a kernel"),
+            machine.kvm,
+            machine.control,
+            machine.console,
+            machine.exit,
+        ];
         used.extend(machine.initrd);
         used.extend(machine.disks.iter().map(|disk| disk.file));
         used.extend(machine.vsock.map(|vsock| vsock.listener));

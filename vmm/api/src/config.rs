@@ -15,6 +15,10 @@ pub mod limits {
     pub const MAX_MEMORY_MIB: u64 = 256 * 1024;
     /// virtio-blk devices
     pub const MAX_DISKS: usize = 8;
+    /// virtio-net devices
+    pub const MAX_NETS: usize = 4;
+    /// hexadecimal digits of a snapshot key: 256 bits
+    pub const SNAPSHOT_KEY_DIGITS: usize = 64;
     /// bytes of kernel command line, the least that every x86 kernel takes (`COMMAND_LINE_SIZE` is 2048)
     pub const MAX_CMDLINE_BYTES: usize = 2000;
 }
@@ -27,9 +31,19 @@ pub struct MachineConfig {
     pub id: String,
     pub vcpus: u32,
     pub memory_mib: u64,
-    /// bzImage, or ELF with a PVH note; read once
-    pub kernel: FdNumber,
+    /// bzImage, or ELF with a PVH note. A machine has either this or [`Self::restore`].
+    #[serde(default)]
+    pub kernel: Option<FdNumber>,
+    #[serde(default)]
     pub initrd: Option<FdNumber>,
+    /// Go on where a snapshot was taken, instead of booting.
+    #[serde(default)]
+    pub restore: Option<Restore>,
+    #[serde(default)]
+    pub memory_backing: MemoryBacking,
+    /// which processor features the guest sees
+    #[serde(default)]
+    pub cpu_template: CpuTemplate,
     /// Appended by the VMM: `virtio_mmio.device=` entries when `mmio_on_cmdline` is set.
     pub cmdline: String,
     /// Describe virtio-mmio devices on the kernel command line too, for kernels without ACPI. Such a kernel runs on one
@@ -38,7 +52,12 @@ pub struct MachineConfig {
     pub mmio_on_cmdline: bool,
     /// In order: the first is `/dev/vda` in the guest.
     pub disks: Vec<Disk>,
+    #[serde(default)]
+    pub nets: Vec<Net>,
     pub vsock: Option<Vsock>,
+    /// A balloon, with statistics and free page reporting. It begins empty.
+    #[serde(default)]
+    pub balloon: bool,
     /// open `/dev/kvm`
     pub kvm: FdNumber,
     /// listening Unix stream socket for [`crate::control`]
@@ -59,6 +78,98 @@ pub struct Disk {
     pub serial: String,
     pub file: FdNumber,
     pub read_only: bool,
+    #[serde(default)]
+    pub rate: RateLimit,
+}
+
+/// A network device over a tap that the host has set up: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, one queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Net {
+    pub tap: FdNumber,
+    /// the guest's address, six bytes; not a group address
+    pub mac: [u8; 6],
+    /// from the guest's view
+    #[serde(default)]
+    pub receive_rate: RateLimit,
+    #[serde(default)]
+    pub transmit_rate: RateLimit,
+}
+
+/// Both limits hold; what has none is free.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    #[serde(default)]
+    pub bytes: Option<TokenBucket>,
+    /// requests of a disk, frames of a network
+    #[serde(default)]
+    pub operations: Option<TokenBucket>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenBucket {
+    /// steady rate, at least 1
+    pub per_second: u64,
+    /// how much may go at once after a pause, at least 1
+    pub burst: u64,
+    /// on top of it, once
+    #[serde(default)]
+    pub first_burst: u64,
+}
+
+/// What guest memory is made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryBacking {
+    /// private anonymous memory that asks for transparent huge pages
+    #[default]
+    Anonymous,
+    /// a memfd, shared, so that another process may map it
+    Memfd,
+    /// hugetlbfs pages of 2 MiB, which the host must have set aside
+    HugePages,
+}
+
+/// Which processor features a guest sees. A snapshot moves only between machines that offer all of its template.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CpuTemplate {
+    /// all that the host and KVM have, but for nested virtualisation and performance counters
+    #[default]
+    Host,
+    /// x86-64-v2 (System V ABI, micro-architecture levels): SSE4.2, POPCNT, CMPXCHG16B
+    X8664V2,
+    /// x86-64-v3: AVX2, BMI, FMA
+    X8664V3,
+}
+
+/// A machine that was saved by [`crate::control::Request::Snapshot`]. Its devices must be given in the same order and of
+/// the same kinds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// the state file, read-only
+    pub state: FdNumber,
+    pub memory: RestoreMemory,
+    /// Pages to have in place before the guest goes on, written by [`crate::control::Request::WorkingSet`].
+    #[serde(default)]
+    pub working_set: Option<FdNumber>,
+    /// the key that the snapshot was authenticated with, 64 hexadecimal digits
+    pub key: String,
+    /// Wait for [`crate::control::Request::Resume`] before the first instruction.
+    #[serde(default)]
+    pub paused: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestoreMemory {
+    /// The memory file, mapped privately: a page costs something when it is touched.
+    File(FdNumber),
+    /// A connected Unix stream socket of a page-fault handler, which gets the userfaultfd and the layout.
+    Handler(FdNumber),
 }
 
 /// The VMM's own vsock device over Unix sockets.
@@ -84,6 +195,12 @@ pub enum MachineConfigError {
     TooLong { field: &'static str, bytes: usize, max: usize },
     #[error("{field} holds a byte outside printable ASCII")]
     NotPrintable { field: &'static str },
+    #[error("a machine boots a kernel or is restored: exactly one of `kernel` and `restore`")]
+    KernelOrRestore,
+    #[error("mac of network {index} is {first:#04x}:..., a group address")]
+    GroupAddress { index: usize, first: u8 },
+    #[error("the snapshot key is not {0} hexadecimal digits", limits::SNAPSHOT_KEY_DIGITS)]
+    SnapshotKey,
 }
 
 impl MachineConfig {
@@ -102,11 +219,43 @@ impl MachineConfig {
         printable("cmdline", &self.cmdline, limits::MAX_CMDLINE_BYTES)?;
         for disk in &self.disks {
             printable("disk serial", &disk.serial, 20)?;
+            disk.rate.validate()?;
+        }
+        in_range("nets", self.nets.len() as u64, 0, limits::MAX_NETS as u64)?;
+        for (index, net) in self.nets.iter().enumerate() {
+            if net.mac[0] & 1 == 1 {
+                return Err(MachineConfigError::GroupAddress { index, first: net.mac[0] });
+            }
+            net.receive_rate.validate()?;
+            net.transmit_rate.validate()?;
+        }
+        if self.kernel.is_some() == self.restore.is_some() {
+            return Err(MachineConfigError::KernelOrRestore);
+        }
+        if let Some(restore) = &self.restore {
+            let digits = restore.key.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if !digits || restore.key.len() != limits::SNAPSHOT_KEY_DIGITS {
+                return Err(MachineConfigError::SnapshotKey);
+            }
         }
         if let Some(vsock) = &self.vsock {
             in_range("vsock cid", u64::from(vsock.cid), 3, u64::from(u32::MAX - 1))?;
             // sun_path holds 108 bytes; "_4294967295" is the longest suffix
             printable("guest_connect_prefix", &vsock.guest_connect_prefix, 96)?;
+        }
+        Ok(())
+    }
+}
+
+impl RateLimit {
+    /// Every rate and burst is at least 1.
+    pub fn validate(&self) -> Result<(), MachineConfigError> {
+        for bucket in [self.bytes, self.operations].into_iter().flatten() {
+            for (field, value) in [("rate per_second", bucket.per_second), ("rate burst", bucket.burst)] {
+                if value == 0 {
+                    return Err(MachineConfigError::OutOfRange { field, value, min: 1, max: u64::MAX });
+                }
+            }
         }
         Ok(())
     }

@@ -12,6 +12,58 @@ pub enum Request {
     Status,
     /// End now. The guest gets no notice: a clean stop goes through the guest agent first.
     Kill,
+    /// Press the power button: a guest with ACPI shuts down by itself.
+    PowerButton,
+    /// Stop all vCPUs and let no device touch guest memory. A paused machine stays so.
+    Pause,
+    Resume,
+    /// Save a paused machine. Two descriptors come with the line (SCM_RIGHTS, one message): the state file and the
+    /// memory file, both empty regular files open for reading and writing.
+    Snapshot(SnapshotRequest),
+    /// Write the list of guest pages that are in use to the descriptor that comes with the line, for
+    /// [`crate::config::Restore::working_set`].
+    WorkingSet,
+    /// Change the limits of a device.
+    SetRate(SetRate),
+    /// Ask the guest to give back or take memory until its balloon holds this much.
+    SetBalloon {
+        target_bytes: u64,
+    },
+    /// From now on this connection gets a [`Response::Event`] line for each thing worth telling, after the answer.
+    Watch,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRequest {
+    pub kind: SnapshotKind,
+    /// 64 hexadecimal digits
+    pub key: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotKind {
+    /// all of guest memory that is not zero
+    Full,
+    /// what changed since the last snapshot of this machine, or since its restore; the memory file is sparse
+    Diff,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetRate {
+    pub device: RateDevice,
+    pub limit: crate::config::RateLimit,
+}
+
+/// By its place in the config.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RateDevice {
+    Disk(usize),
+    NetReceive(usize),
+    NetTransmit(usize),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +71,46 @@ pub enum Request {
 pub enum Response {
     Status(Status),
     Killed,
-    Error { message: String },
+    /// the request was carried out and has no other answer
+    Done,
+    Snapshot(SnapshotTaken),
+    Event(Event),
+    Error {
+        message: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotTaken {
+    pub state_bytes: u64,
+    /// bytes of data in the memory file; its length is that of guest memory
+    pub memory_data_bytes: u64,
+    /// how long it took to write
+    pub took_us: u64,
+}
+
+/// Something that a host wants to know at once. At most a few a second are told; `count` says how often it was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    pub kind: EventKind,
+    /// the device, as `disk0`, `net0`, `vsock`, `bus`; empty where it is the machine
+    pub device: String,
+    /// since the machine began
+    pub count: u64,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// the guest broke a rule of a device or a bus
+    GuestFault,
+    /// a driver broke its queue: the device wants a reset
+    DeviceNeedsReset,
+    /// the guest's kernel says that it panicked
+    GuestPanic,
+    /// a limit of the host took effect: console, connections, rate
+    Limited,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +127,7 @@ pub struct Status {
 #[serde(rename_all = "snake_case")]
 pub enum MachineState {
     Running,
+    Paused,
     Ending,
 }
 
@@ -94,6 +186,8 @@ pub enum ExitReason {
     GuestReset,
     /// the guest powered itself off (ACPI S5)
     GuestPowerOff,
+    /// the guest's kernel panicked and said so
+    GuestPanic,
     /// a [`Request::Kill`] or SIGTERM
     Killed,
     /// the config was refused
@@ -104,6 +198,10 @@ pub enum ExitReason {
     BadInitrd,
     /// a disk cannot be used
     BadDisk,
+    /// a network device cannot be used
+    BadNet,
+    /// the snapshot is damaged, of another version or key, or does not fit this machine or config
+    BadSnapshot,
     /// KVM refused something
     Kvm,
     /// KVM stopped a vCPU for good (internal error, failed entry)

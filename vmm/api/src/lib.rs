@@ -19,5 +19,8 @@ pub mod console;
 pub mod control;
 pub mod jail;
 
-pub use config::{Disk, FdNumber, MachineConfig, MachineConfigError, Vsock};
+pub use config::{
+    CpuTemplate, Disk, FdNumber, MachineConfig, MachineConfigError, MemoryBacking, Net, RateLimit, Restore,
+    RestoreMemory, Vsock,
+};
 pub use jail::{JailConfig, JailConfigError, PassedFd};
