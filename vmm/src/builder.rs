@@ -10,6 +10,7 @@ use crate::devices::bus::Bus;
 use crate::devices::console::ConsoleBuffer;
 use crate::devices::virtio::block::device::BlockError;
 use crate::ending::Ending;
+use crate::events::Teller;
 use crate::machine::{Machine, Shared};
 use crate::memory::{self, MemoryError};
 use crate::memory_use::MemoryMeter;
@@ -144,6 +145,7 @@ pub fn build(
         ring: Writer::create(descriptors.console).map_err(host("set up the console ring"))?,
         console,
         ending,
+        teller: Teller::new(&metrics.events).map_err(host("make descriptors for events"))?,
         metrics,
         signals,
         timing,

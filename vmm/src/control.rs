@@ -1,8 +1,9 @@
 //! The control socket, served by the device thread: [`pinfold_vmm_api::control`].
 //!
-//! Few connections, bounded lines, and no new request is read from a peer that does not take its answers.
+//! Few connections, bounded lines, and no new request is read from a peer that does not take its answers. A watcher that
+//! does not take its events is passed over, and told the latest of each kind once it does.
 
-use pinfold_vmm_api::control::{MAX_LINE_BYTES, Request, Response};
+use pinfold_vmm_api::control::{Event, MAX_LINE_BYTES, Request, Response};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -27,6 +28,9 @@ struct Connection {
     stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
+    watches: bool,
+    /// it watches, and has to be told what it has missed
+    behind: bool,
 }
 
 impl ControlServer {
@@ -60,21 +64,53 @@ impl ControlServer {
         let event = EpollEvent::new(EventSet::IN, id);
         if self.epoll.ctl(ControlOperation::Add, stream.as_raw_fd(), event).is_ok() {
             self.next_id += 1;
-            self.connections.insert(id, Connection { stream, input: Vec::new(), output: Vec::new() });
+            self.connections.insert(id, Connection::new(stream));
         }
+    }
+
+    /// Sends `events` to every watcher that takes them now; the others are behind.
+    pub fn publish(&mut self, events: &[Event]) {
+        self.for_watchers(|connection| {
+            if connection.output.is_empty() && !connection.behind {
+                connection.tell(events)
+            } else {
+                connection.behind = true;
+                true
+            }
+        });
+    }
+
+    /// Tells watchers that are new or behind the `latest` of each event. To be called after [`Self::serve`].
+    pub fn catch_up(&mut self, latest: impl Fn() -> Vec<Event>) {
+        self.for_watchers(|connection| {
+            if !connection.behind || !connection.output.is_empty() {
+                return true;
+            }
+            connection.behind = false;
+            connection.tell(&latest())
+        });
+    }
+
+    /// Runs `act` on every watcher, and drops those for which it says that they are gone.
+    fn for_watchers(&mut self, mut act: impl FnMut(&mut Connection) -> bool) {
+        let epoll = &self.epoll;
+        self.connections
+            .retain(|id, connection| !connection.watches || act(connection) && watch(epoll, *id, connection));
     }
 
     fn progress(&mut self, id: u64, answer: &mut dyn FnMut(Request) -> Response) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let alive = connection.progress(answer);
-        let wanted = if connection.output.is_empty() { EventSet::IN } else { EventSet::OUT };
-        let event = EpollEvent::new(wanted, id);
-        let fd = connection.stream.as_raw_fd();
-        if !alive || self.epoll.ctl(ControlOperation::Modify, fd, event).is_err() {
+        if !connection.progress(answer) || !watch(&self.epoll, id, connection) {
             // closing the descriptor takes it out of the epoll set
             self.connections.remove(&id);
         }
     }
+}
+
+/// Waits for what the connection needs next; false when that is impossible.
+fn watch(epoll: &Epoll, id: u64, connection: &Connection) -> bool {
+    let wanted = if connection.output.is_empty() { EventSet::IN } else { EventSet::OUT };
+    epoll.ctl(ControlOperation::Modify, connection.stream.as_raw_fd(), EpollEvent::new(wanted, id)).is_ok()
 }
 
 impl AsRawFd for ControlServer {
@@ -85,6 +121,23 @@ impl AsRawFd for ControlServer {
 }
 
 impl Connection {
+    fn new(stream: UnixStream) -> Self {
+        Self { stream, input: Vec::new(), output: Vec::new(), watches: false, behind: false }
+    }
+
+    /// Writes `events` out as far as the peer takes them. False when the connection is over.
+    fn tell(&mut self, events: &[Event]) -> bool {
+        for event in events {
+            self.push(&Response::Event(event.clone()));
+        }
+        self.send()
+    }
+
+    fn push(&mut self, response: &Response) {
+        self.output.extend(serde_json::to_vec(response).unwrap_or_default());
+        self.output.push(b'\n');
+    }
+
     /// False when it is over.
     fn progress(&mut self, answer: &mut dyn FnMut(Request) -> Response) -> bool {
         if !self.answer_buffered(answer) {
@@ -112,9 +165,15 @@ impl Connection {
             }
             let Some(end) = self.input.iter().position(|byte| *byte == b'\n') else { return true };
             let line: Vec<u8> = self.input.drain(..=end).collect();
-            let response = respond(&line, answer);
-            self.output.extend(serde_json::to_vec(&response).unwrap_or_default());
-            self.output.push(b'\n');
+            let response = match serde_json::from_slice(&line) {
+                Ok(Request::Watch) => {
+                    (self.watches, self.behind) = (true, true);
+                    Response::Done
+                }
+                Ok(request) => answer(request),
+                Err(error) => Response::Error { message: format!("not a request: {error}") },
+            };
+            self.push(&response);
         }
         false
     }
@@ -129,13 +188,6 @@ impl Connection {
             }
         }
         true
-    }
-}
-
-fn respond(line: &[u8], answer: &mut dyn FnMut(Request) -> Response) -> Response {
-    match serde_json::from_slice(line) {
-        Ok(request) => answer(request),
-        Err(error) => Response::Error { message: format!("not a request: {error}") },
     }
 }
 

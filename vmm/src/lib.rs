@@ -14,6 +14,7 @@ pub mod control;
 pub mod descriptors;
 pub mod devices;
 pub mod ending;
+pub mod events;
 pub mod layout;
 pub mod machine;
 pub mod memory;

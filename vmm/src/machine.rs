@@ -9,6 +9,7 @@ use crate::control::ControlServer;
 use crate::devices::console::{ConsoleBuffer, FLUSH_INTERVAL};
 use crate::devices::virtio::mmio::Transport;
 use crate::ending::Ending;
+use crate::events::Teller;
 use crate::memory::GuestMemory;
 use crate::memory_use::MemoryMeter;
 use crate::metrics::Metrics;
@@ -36,6 +37,7 @@ enum Token {
     Signal,
     Console,
     Control,
+    Events,
     Kick { device: usize, queue: usize },
     Host { device: usize },
 }
@@ -49,6 +51,7 @@ impl Token {
             Self::Control => 3,
             Self::Kick { device, queue } => 4 | (device as u64) << 16 | (queue as u64) << 32,
             Self::Host { device } => 5 | (device as u64) << 16,
+            Self::Events => 6,
         }
     }
 
@@ -61,6 +64,7 @@ impl Token {
             3 => Self::Control,
             4 => Self::Kick { device, queue: (data >> 32) as usize },
             5 => Self::Host { device },
+            6 => Self::Events,
             _ => return None,
         })
     }
@@ -73,6 +77,7 @@ pub struct Shared {
     pub ring: Writer,
     pub ending: Arc<Ending>,
     pub metrics: Arc<Metrics>,
+    pub teller: Teller,
     pub signals: Signals,
     pub timing: StartTiming,
     pub began: Instant,
@@ -86,6 +91,7 @@ impl Shared {
             timing: self.timing,
             memory: self.meter.measure(),
             counters: self.metrics.snapshot(),
+            events: self.metrics.events.counts(),
         }
     }
 
@@ -101,7 +107,13 @@ impl Shared {
     }
 
     fn record(&self, reason: ExitReason, message: String) -> ExitRecord {
-        ExitRecord { reason, message, memory: self.meter.measure(), counters: self.metrics.snapshot() }
+        ExitRecord {
+            reason,
+            message,
+            memory: self.meter.measure(),
+            counters: self.metrics.snapshot(),
+            events: self.metrics.events.counts(),
+        }
     }
 }
 
@@ -136,6 +148,7 @@ impl Machine {
             Ok(epoll) => self.serve(&epoll),
             Err(error) => (ExitReason::Internal, format!("the machine cannot start: {error}")),
         };
+        self.tell_events();
         // a console that cannot be written loses its last words, not the record
         let _ = self.shared.console.flush_into(&mut self.shared.ring);
         self.shared.record(reason, message)
@@ -169,6 +182,7 @@ impl Machine {
         add(self.shared.signals.as_raw_fd(), Token::Signal)?;
         add(self.shared.console.as_raw_fd(), Token::Console)?;
         add(self.control.as_raw_fd(), Token::Control)?;
+        add(self.shared.teller.as_raw_fd(), Token::Events)?;
         for (device, transport) in self.transports.iter().enumerate() {
             for (queue, kick) in transport.kicks().iter().enumerate() {
                 add(kick.as_raw_fd(), Token::Kick { device, queue })?;
@@ -210,6 +224,16 @@ impl Machine {
         }
     }
 
+    /// To the watchers, and to the log.
+    fn tell_events(&mut self) {
+        let told = self.shared.teller.tell(&self.shared.metrics.events, Instant::now());
+        let (events, lines): (Vec<_>, Vec<_>) = told.into_iter().unzip();
+        for line in lines.into_iter().flatten() {
+            eprintln!("pinfold-vmm: {line}");
+        }
+        self.control.publish(&events);
+    }
+
     fn handle(&mut self, token: Token) {
         match token {
             // looked at after every round
@@ -222,7 +246,9 @@ impl Machine {
             Token::Control => {
                 let shared = &self.shared;
                 self.control.serve(&mut |request| shared.answer(request));
+                self.control.catch_up(|| shared.metrics.events.latest());
             }
+            Token::Events => self.tell_events(),
             Token::Kick { device, queue } => self.transports[device].queue_event(queue),
             Token::Host { device } => self.transports[device].host_event(),
         }
@@ -235,7 +261,7 @@ mod tests {
 
     #[test]
     fn tokens_survive_the_kernel() {
-        let mut all = vec![Token::Ending, Token::Signal, Token::Console, Token::Control];
+        let mut all = vec![Token::Ending, Token::Signal, Token::Console, Token::Control, Token::Events];
         for device in 0..10 {
             all.push(Token::Host { device });
             all.extend((0..3).map(|queue| Token::Kick { device, queue }));

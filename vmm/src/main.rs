@@ -77,6 +77,7 @@ fn run(config_fd: RawFd, proc_fd: Option<RawFd>, began: Instant) -> anyhow::Resu
             message: error.to_string(),
             memory: Default::default(),
             counters: Default::default(),
+            events: Vec::new(),
         },
     };
     eprintln!("pinfold-vmm {}: {:?}: {}", config.id, record.reason, record.message);
@@ -120,6 +121,7 @@ fn die_with_a_record(exit: &File) -> anyhow::Result<()> {
             message,
             memory: Default::default(),
             counters: Default::default(),
+            events: Vec::new(),
         };
         let _ = record::write(&exit, &record);
         leave(1)

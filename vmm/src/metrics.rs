@@ -32,9 +32,20 @@ pub struct Metrics {
     pub console_dropped_bytes: Count,
     /// broken rules outside of one device's requests: buses and transports
     pub guest_errors: Count,
+    pub events: crate::events::Events,
 }
 
 impl Metrics {
+    /// Requests that broke a rule of their device, of all devices together.
+    pub fn device_guest_errors(&self) -> u64 {
+        self.block.guest_errors.get() + self.vsock.guest_errors.get() + self.rng.guest_errors.get()
+    }
+
+    /// What a bound of the devices has turned away, of all devices together.
+    pub fn device_limited(&self) -> u64 {
+        self.vsock.refused.get()
+    }
+
     pub fn snapshot(&self) -> control::Counters {
         control::Counters {
             exits_pio: self.exits_pio.get(),
@@ -43,10 +54,7 @@ impl Metrics {
             block_read_bytes: self.block.read_bytes.get(),
             block_write_bytes: self.block.write_bytes.get(),
             vsock_connections: self.vsock.connections.get(),
-            guest_errors: self.guest_errors.get()
-                + self.block.guest_errors.get()
-                + self.vsock.guest_errors.get()
-                + self.rng.guest_errors.get(),
+            guest_errors: self.guest_errors.get() + self.device_guest_errors(),
             console_dropped_bytes: self.console_dropped_bytes.get(),
         }
     }

@@ -25,6 +25,7 @@ mod tests {
             message: "triple fault on vCPU 0".into(),
             memory: Default::default(),
             counters: Default::default(),
+            events: Vec::new(),
         };
         write(&file, &record).expect("written");
         let mut bytes = vec![0; 4096];

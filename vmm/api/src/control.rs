@@ -29,7 +29,9 @@ pub enum Request {
     SetBalloon {
         target_bytes: u64,
     },
-    /// From now on this connection gets a [`Response::Event`] line for each thing worth telling, after the answer.
+    /// From now on this connection gets a [`Response::Event`] line for each thing worth telling, after the answer
+    /// [`Response::Done`]; first for what has been seen before. A watcher that does not read gets the latest of each kind
+    /// when it reads again, not what was between.
     Watch,
 }
 
@@ -89,11 +91,12 @@ pub struct SnapshotTaken {
     pub took_us: u64,
 }
 
-/// Something that a host wants to know at once. At most a few a second are told; `count` says how often it was seen.
+/// Something that a host wants to know at once. Each kind of each device is told at most once a second; `count` says how
+/// often it was seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     pub kind: EventKind,
-    /// the device, as `disk0`, `net0`, `vsock`, `bus`; empty where it is the machine
+    /// the device, as `disk0`, `net0`, `vsock`; or `bus`, `console`, `machine`
     pub device: String,
     /// since the machine began
     pub count: u64,
@@ -113,6 +116,28 @@ pub enum EventKind {
     Limited,
 }
 
+impl EventKind {
+    pub const ALL: [Self; 4] = [Self::GuestFault, Self::DeviceNeedsReset, Self::GuestPanic, Self::Limited];
+
+    /// As on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::GuestFault => "guest_fault",
+            Self::DeviceNeedsReset => "device_needs_reset",
+            Self::GuestPanic => "guest_panic",
+            Self::Limited => "limited",
+        }
+    }
+}
+
+/// How often a kind of event was seen on a device since the machine began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventCount {
+    pub kind: EventKind,
+    pub device: String,
+    pub count: u64,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     pub state: MachineState,
@@ -121,6 +146,9 @@ pub struct Status {
     pub timing: StartTiming,
     pub memory: MemoryUse,
     pub counters: Counters,
+    /// those that were seen
+    #[serde(default)]
+    pub events: Vec<EventCount>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +205,9 @@ pub struct ExitRecord {
     pub memory: MemoryUse,
     #[serde(default)]
     pub counters: Counters,
+    /// those that were seen
+    #[serde(default)]
+    pub events: Vec<EventCount>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -138,3 +138,76 @@ fn connections_are_bounded_and_come_free_again() {
     peer.write_all(b"{\"request\":\"kill\"}\n").expect("sent");
     assert_eq!(rig.serve(), [Request::Kill]);
 }
+
+fn event(count: u64) -> Event {
+    let kind = pinfold_vmm_api::control::EventKind::GuestFault;
+    Event { kind, device: "disk0".into(), count, message: "x".repeat(100) }
+}
+
+fn lines(peer: &mut UnixStream) -> Vec<Response> {
+    let mut text = Vec::new();
+    let mut buffer = [0; 64 * 1024];
+    while let Ok(read) = peer.read(&mut buffer) {
+        if read == 0 {
+            break;
+        }
+        text.extend_from_slice(&buffer[..read]);
+    }
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| serde_json::from_slice(line).expect("whole lines")).collect()
+}
+
+#[test]
+fn a_watcher_hears_what_was_and_what_comes_and_may_still_ask() {
+    let mut rig = rig();
+    let (mut watcher, mut other) = (rig.connect(), rig.connect());
+    watcher.write_all(b"{\"request\":\"watch\"}\n").expect("sent");
+    other.write_all(b"{\"request\":\"status\"}\n").expect("sent");
+    rig.serve();
+    rig.server.catch_up(|| vec![event(1)]);
+    rig.server.publish(&[event(2), event(3)]);
+    rig.server.catch_up(|| panic!("nobody is behind"));
+    let told = |count| Response::Event(event(count));
+    assert_eq!(lines(&mut watcher), [Response::Done, told(1), told(2), told(3)]);
+    assert_eq!(lines(&mut other), [Response::Killed], "the answer, and no event");
+    watcher.write_all(b"{\"request\":\"kill\"}\n").expect("sent");
+    assert_eq!(rig.serve(), [Request::Kill]);
+    assert_eq!(lines(&mut watcher), [Response::Killed]);
+}
+
+#[test]
+fn a_watcher_that_does_not_read_is_passed_over_and_told_the_latest_when_it_does() {
+    let mut rig = rig();
+    let mut watcher = rig.connect();
+    watcher.write_all(b"{\"request\":\"watch\"}\n").expect("sent");
+    rig.serve();
+    rig.server.catch_up(Vec::new);
+    const EVENTS: u64 = 100_000;
+    for count in 1..=EVENTS {
+        rig.server.publish(&[event(count)]);
+    }
+    let connection = rig.server.connections.values().next().expect("still there");
+    assert!(connection.output.len() <= MAX_LINE_BYTES, "{} bytes wait", connection.output.len());
+    let mut heard = lines(&mut watcher);
+    assert!(heard.len() < 10_000, "{} lines fit into a socket", heard.len());
+    for _ in 0..10 {
+        rig.serve();
+        rig.server.catch_up(|| vec![event(EVENTS)]);
+        heard.extend(lines(&mut watcher));
+    }
+    assert_eq!(heard.last(), Some(&Response::Event(event(EVENTS))));
+    assert_eq!(heard.iter().filter(|line| **line == Response::Event(event(EVENTS))).count(), 1);
+}
+
+#[test]
+fn a_watcher_that_left_is_forgotten() {
+    let mut rig = rig();
+    let mut watcher = rig.connect();
+    watcher.write_all(b"{\"request\":\"watch\"}\n").expect("sent");
+    rig.serve();
+    rig.server.catch_up(Vec::new);
+    drop(watcher);
+    rig.server.publish(&[event(1)]);
+    rig.server.publish(&[event(2)]);
+    assert!(rig.server.connections.is_empty());
+}

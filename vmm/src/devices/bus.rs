@@ -8,9 +8,10 @@ use super::serial::SerialPort;
 use super::virtio::mmio::Transport;
 use crate::acpi;
 use crate::ending::Ending;
+use crate::events::Source;
 use crate::layout;
 use crate::metrics::Metrics;
-use pinfold_vmm_api::control::ExitReason;
+use pinfold_vmm_api::control::{EventKind, ExitReason};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// i8042 command: pulse output line 0, which is wired to the reset of the processor.
@@ -22,6 +23,7 @@ pub struct Bus {
     virtio: Vec<Arc<Transport>>,
     ending: Arc<Ending>,
     metrics: Arc<Metrics>,
+    source: Arc<Source>,
 }
 
 impl Bus {
@@ -31,7 +33,8 @@ impl Bus {
         ending: Arc<Ending>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { serial: Mutex::new(serial), power: Mutex::default(), virtio, ending, metrics }
+        let source = metrics.events.source("bus");
+        Self { serial: Mutex::new(serial), power: Mutex::default(), virtio, ending, metrics, source }
     }
 
     /// `data` is one access or the repetitions of a string instruction, all to the same port.
@@ -82,7 +85,7 @@ impl Bus {
         match self.virtio_at(address) {
             Some((transport, offset)) => transport.read(offset, data),
             None => {
-                self.metrics.guest_errors.increment();
+                self.nothing_at("read", address);
                 data.fill(0xff);
             }
         }
@@ -91,8 +94,14 @@ impl Bus {
     pub fn memory_write(&self, address: u64, data: &[u8]) {
         match self.virtio_at(address) {
             Some((transport, offset)) => transport.write(offset, data),
-            None => self.metrics.guest_errors.increment(),
+            None => self.nothing_at("write", address),
         }
+    }
+
+    fn nothing_at(&self, access: &str, address: u64) {
+        self.metrics.guest_errors.increment();
+        self.source
+            .report(EventKind::GuestFault, || format!("a {access} at {address:#x}, where no device is"));
     }
 
     fn virtio_at(&self, address: u64) -> Option<(&Transport, u64)> {

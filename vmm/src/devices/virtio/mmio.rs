@@ -15,13 +15,14 @@ mod state;
 
 use super::interrupt::Interrupt;
 use super::queue::BrokenQueue;
-use super::{DeviceIo, Progress, VirtioDevice};
+use super::{DeviceIo, Progress, VirtioDevice, kind_name};
+use crate::events::Source;
 use crate::memory::GuestMemory;
 use crate::metrics::Metrics;
+use pinfold_vmm_api::control::EventKind;
 use state::{Refused, State};
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_bindings::virtio_config as bit;
 use virtio_bindings::virtio_mmio as register;
@@ -29,8 +30,6 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Where a driver kicks a queue; KVM turns these writes into eventfds.
 pub const NOTIFY_OFFSET: u64 = register::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
-/// Log lines about one device in its life: a guest must not fill the host's log.
-const MAX_COMPLAINTS: u32 = 5;
 const CONFIG_OFFSET: u64 = register::VIRTIO_MMIO_CONFIG as u64;
 
 pub const ACKNOWLEDGE: u32 = bit::VIRTIO_CONFIG_S_ACKNOWLEDGE;
@@ -47,8 +46,21 @@ pub struct Transport {
     kicks: Vec<EventFd>,
     host_fd: Option<RawFd>,
     metrics: Arc<Metrics>,
-    complaints: AtomicU32,
+    /// what the host hears of this device
+    source: Arc<Source>,
     state: Mutex<State>,
+}
+
+/// The counters of all devices before a turn of one.
+struct Turn {
+    guest_errors: u64,
+    limited: u64,
+}
+
+impl Turn {
+    fn of(metrics: &Metrics) -> Self {
+        Self { guest_errors: metrics.device_guest_errors(), limited: metrics.device_limited() }
+    }
 }
 
 impl Transport {
@@ -61,13 +73,17 @@ impl Transport {
         let kicks: io::Result<Vec<_>> =
             sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect();
         let host_fd = device.host_fd();
+        let source = match kind_name(device.kind()) {
+            (name, true) => metrics.events.numbered(name),
+            (name, false) => metrics.events.source(name),
+        };
         let state = State::new(device, memory);
         Ok(Self {
             interrupt: Interrupt::new()?,
             kicks: kicks?,
             host_fd,
             metrics,
-            complaints: AtomicU32::new(0),
+            source,
             state: Mutex::new(state),
         })
     }
@@ -104,7 +120,7 @@ impl Transport {
         };
         match value {
             Ok(value) => data.copy_from_slice(&value.to_le_bytes()),
-            Err(Refused) => self.metrics.guest_errors.increment(),
+            Err(Refused) => self.refused("read", offset, data.len()),
         }
     }
 
@@ -117,8 +133,14 @@ impl Transport {
             _ => Err(Refused),
         };
         if result == Err(Refused) {
-            self.metrics.guest_errors.increment();
+            self.refused("write", offset, data.len());
         }
+    }
+
+    fn refused(&self, access: &str, offset: u64, bytes: usize) {
+        self.metrics.guest_errors.increment();
+        let why = || format!("a {access} of {bytes} bytes at {offset:#x} breaks the rules of the transport");
+        self.source.report(EventKind::GuestFault, why);
     }
 
     fn read_register(&self, offset: u32) -> Result<u32, Refused> {
@@ -156,7 +178,9 @@ impl Transport {
             return;
         }
         let State { device, memory, queues, .. } = &mut *state;
+        let before = Turn::of(&self.metrics);
         let result = device.queue_event(queue, &mut DeviceIo { memory, queues, interrupt: &self.interrupt });
+        self.tell_turn(&before);
         match result {
             Ok(Progress::Done) => {}
             // comes back after the other devices had their turn
@@ -174,7 +198,10 @@ impl Transport {
         let live = state.is_live();
         let State { device, memory, queues, .. } = &mut *state;
         let mut io = DeviceIo { memory, queues, interrupt: &self.interrupt };
-        match device.host_event(live.then_some(&mut io)) {
+        let before = Turn::of(&self.metrics);
+        let result = device.host_event(live.then_some(&mut io));
+        self.tell_turn(&before);
+        match result {
             Ok(Progress::Done) => {}
             Ok(Progress::More) => {
                 let _ = self.kicks[0].write(1);
@@ -185,10 +212,21 @@ impl Transport {
 
     fn broken(&self, state: &mut State, why: &BrokenQueue) {
         self.metrics.guest_errors.increment();
-        if self.complaints.fetch_add(1, Ordering::Relaxed) < MAX_COMPLAINTS {
-            eprintln!("pinfold-vmm: device of type {}: broken queue: {why}", state.device.kind());
-        }
+        self.source.report(EventKind::DeviceNeedsReset, || format!("broken queue: {why}"));
         state.needs_reset(&self.interrupt);
+    }
+
+    /// What a turn of the device has added to its counters is told by the device's name: devices have their turns one
+    /// after the other, on one thread.
+    fn tell_turn(&self, before: &Turn) {
+        let now = Turn::of(&self.metrics);
+        let faults = now.guest_errors.saturating_sub(before.guest_errors);
+        self.source.report_many(EventKind::GuestFault, faults, || {
+            "requests that break the rules of the device".into()
+        });
+        let limited = now.limited.saturating_sub(before.limited);
+        self.source
+            .report_many(EventKind::Limited, limited, || "turned away at a bound of the device".into());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -24,6 +24,18 @@ pub const TYPE_BLOCK: u32 = 2;
 pub const TYPE_RNG: u32 = 4;
 pub const TYPE_VSOCK: u32 = 19;
 
+/// What people call a device, and whether there may be several, which then have numbers.
+pub fn kind_name(kind: u32) -> (&'static str, bool) {
+    match kind {
+        1 => ("net", true),
+        TYPE_BLOCK => ("disk", true),
+        TYPE_RNG => ("rng", false),
+        5 => ("balloon", false),
+        TYPE_VSOCK => ("vsock", false),
+        _ => ("device", true),
+    }
+}
+
 /// Feature bits of every device: virtio 1.x, indirect descriptors, event index (virtio 1.2, 6).
 pub const FEATURE_VERSION_1: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 pub const FEATURE_INDIRECT: u64 = 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
