@@ -15,6 +15,8 @@ pub mod descriptors;
 pub mod devices;
 pub mod ending;
 pub mod events;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod layout;
 pub mod machine;
 pub mod memory;

@@ -11,7 +11,7 @@ pub mod queue;
 pub mod rng;
 pub mod vsock;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod driver;
 
 use crate::memory::GuestMemory;

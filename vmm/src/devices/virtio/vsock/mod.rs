@@ -13,7 +13,7 @@ pub mod device;
 mod events;
 mod host;
 pub mod metrics;
-mod packet;
+pub mod packet;
 
 #[cfg(test)]
 mod tests;
