@@ -77,6 +77,9 @@ impl BuildError {
             Self::Disk { .. } => ExitReason::BadDisk,
             Self::KvmVersion(_) | Self::Kvm { .. } | Self::Cpuid(_) | Self::Register(_) => ExitReason::Kvm,
             Self::Memory(MemoryError::Register { .. }) => ExitReason::Kvm,
+            Self::Memory(MemoryError::NotHuge { .. } | MemoryError::NoHugePages { .. }) => {
+                ExitReason::BadConfig
+            }
             Self::Memory(_) | Self::Acpi(_) | Self::Seccomp(_) | Self::Host { .. } => ExitReason::Internal,
         }
     }
@@ -102,7 +105,7 @@ pub fn build(
     let signals = signals::Signals::block().map_err(host("block signals"))?;
     let (kvm, vm) = open_kvm(descriptors.kvm)?;
     let memory_bytes = config.memory_mib << 20;
-    let memory = memory::allocate(memory_bytes)?;
+    let memory = memory::allocate_backed(memory_bytes, config.memory_backing)?;
     memory::register(&memory, &vm)?;
     let cpuid = Template::new(&kvm, config.vcpus)?;
     create_interrupt_controllers(&vm, config.mmio_on_cmdline || !cpuid.has_deadline_timer())?;

@@ -1,13 +1,12 @@
 //! `pinfold-vmm`: runs one microVM, or says whether this machine can.
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
 use pinfold_vmm::descriptors::{self, Descriptors};
 use pinfold_vmm::{builder, memory_use, record};
 use pinfold_vmm_api::MachineConfig;
 use pinfold_vmm_api::control::{ExitReason, ExitRecord};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,44 +15,76 @@ use std::time::Instant;
 /// A config is some hundred bytes; a longer one is none.
 const CONFIG_BYTES_MAX: u64 = 64 * 1024;
 
-#[derive(Debug, Parser)]
-#[command(name = "pinfold-vmm", version, about = "One microVM in one process")]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
+const USAGE: &str = "\
+One microVM in one process
 
-#[derive(Debug, Subcommand)]
+Usage: pinfold-vmm run --config-fd N [--proc-fd N]
+       pinfold-vmm probe [--kvm PATH]
+
+run     runs the microVM of a config until it ends
+          --config-fd N   descriptor from which the config is read as JSON
+          --proc-fd N     descriptor of a directory with a procfs, where the jail has none; closed before the guest runs
+probe   says as JSON whether this machine can run microVMs, and what to do if not
+          --kvm PATH      the KVM device, if not /dev/kvm
+";
+
+#[derive(Debug)]
 enum Command {
-    /// Run the microVM of a config until it ends
-    Run {
-        /// Descriptor from which the config is read as JSON
-        #[arg(long, value_name = "N")]
-        config_fd: RawFd,
-        /// Descriptor of a directory with a procfs, where the jail has none; closed before the guest runs
-        #[arg(long, value_name = "N")]
-        proc_fd: Option<RawFd>,
-    },
-    /// Say as JSON whether this machine can run microVMs, and what to do if not
-    Probe {
-        /// The KVM device
-        #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
-        kvm: PathBuf,
-    },
+    Run { config_fd: RawFd, proc_fd: Option<RawFd> },
+    Probe { kvm: PathBuf },
+    Help,
+    Version,
 }
 
 fn main() -> ExitCode {
     let began = Instant::now();
-    let result = match Cli::parse().command {
-        Command::Run { config_fd, proc_fd } => run(config_fd, proc_fd, began),
-        Command::Probe { kvm } => probe(&kvm),
-    };
-    match result {
+    match command(lexopt::Parser::from_env()).and_then(|command| carry_out(command, began)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("pinfold-vmm: {error:#}");
             ExitCode::from(2)
         }
+    }
+}
+
+fn carry_out(command: Command, began: Instant) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run { config_fd, proc_fd } => run(config_fd, proc_fd, began),
+        Command::Probe { kvm } => probe(&kvm),
+        Command::Help => print(USAGE),
+        Command::Version => print(concat!("pinfold-vmm ", env!("CARGO_PKG_VERSION"), "\n")),
+    }
+}
+
+fn print(text: &str) -> anyhow::Result<ExitCode> {
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads the command line: one command, then its options in any order.
+fn command(mut arguments: lexopt::Parser) -> anyhow::Result<Command> {
+    use lexopt::prelude::{Long, Short, Value, ValueExt};
+    let name = match arguments.next()? {
+        Some(Long("help") | Short('h')) => return Ok(Command::Help),
+        Some(Long("version") | Short('V')) => return Ok(Command::Version),
+        Some(Value(name)) => name.string()?,
+        Some(other) => return Err(other.unexpected().into()),
+        None => anyhow::bail!("no command given; see pinfold-vmm --help"),
+    };
+    let (mut config_fd, mut proc_fd, mut kvm) = (None, None, PathBuf::from("/dev/kvm"));
+    while let Some(argument) = arguments.next()? {
+        match (name.as_str(), argument) {
+            (_, Long("help") | Short('h')) => return Ok(Command::Help),
+            ("run", Long("config-fd")) => config_fd = Some(arguments.value()?.parse()?),
+            ("run", Long("proc-fd")) => proc_fd = Some(arguments.value()?.parse()?),
+            ("probe", Long("kvm")) => kvm = arguments.value()?.into(),
+            (_, other) => return Err(other.unexpected().into()),
+        }
+    }
+    match name.as_str() {
+        "run" => Ok(Command::Run { config_fd: config_fd.context("run needs --config-fd")?, proc_fd }),
+        "probe" => Ok(Command::Probe { kvm }),
+        other => anyhow::bail!("{other:?} is no command; see pinfold-vmm --help"),
     }
 }
 

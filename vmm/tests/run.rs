@@ -156,3 +156,28 @@ fn a_probe_answers_in_json_whatever_it_finds() {
     let checks = report["checks"].as_array().expect("checks");
     assert!(checks.iter().any(|check| check["name"] == "device" && check["ok"] == false));
 }
+
+#[test]
+fn a_command_line_that_is_none_is_refused_by_name() {
+    let vmm = env!("CARGO_BIN_EXE_pinfold-vmm");
+    let cases: [(&[&str], &str); 7] = [
+        (&[], "no command given"),
+        (&["fly"], "\"fly\" is no command"),
+        (&["--fly"], "--fly"),
+        (&["run"], "run needs --config-fd"),
+        (&["run", "--config-fd"], "--config-fd"),
+        (&["run", "--config-fd", "three"], "three"),
+        (&["run", "--config-fd", "2"], "--config-fd is 2, it must be 3 or more"),
+    ];
+    for (arguments, message) in cases {
+        let output = Command::new(vmm).args(arguments).output().expect("started");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(message), "{arguments:?}: {said}");
+    }
+    for (argument, text) in [("--help", "--config-fd N"), ("--version", env!("CARGO_PKG_VERSION"))] {
+        let output = Command::new(vmm).arg(argument).output().expect("started");
+        assert!(output.status.success());
+        assert!(String::from_utf8_lossy(&output.stdout).contains(text));
+    }
+}
