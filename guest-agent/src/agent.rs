@@ -3,7 +3,9 @@
 use crate::cgroup::Workload;
 use crate::files::Workers;
 use crate::reaper::Reaper;
+use crate::suspension::Suspension;
 use pinfold_domain::{Cause, Reason};
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -36,6 +38,16 @@ pub mod limits {
     pub const FIRST_FRAME: Duration = Duration::from_secs(30);
     /// from fork to exec of a process
     pub const START: Duration = Duration::from_secs(60);
+    /// from the order to stand still to a workload that does
+    pub const FREEZE: Duration = Duration::from_secs(10);
+    /// for the workload's files to reach the disk
+    pub const SYNC: Duration = Duration::from_secs(120);
+    /// how long a call waits for a suspended guest to be woken
+    pub const WAKE: Duration = Duration::from_secs(30);
+    /// bytes of randomness in a Wake: as much as a ChaCha20 key at least, two blocks of BLAKE2s' input and more at most
+    pub const ENTROPY_BYTES: (usize, usize) = (32, 512);
+    /// bytes of a generation
+    pub const GENERATION_BYTES: usize = 64;
     /// between SIGTERM and SIGKILL for a process that ran into its time limit
     pub const TIME_LIMIT_GRACE: Duration = Duration::from_secs(2);
     /// Silence on a pipe after which the output of an ended process counts as complete, when another process still
@@ -69,6 +81,9 @@ pub struct Agent {
     execs_max: usize,
     files: Arc<Semaphore>,
     phase: watch::Sender<Phase>,
+    pub(crate) suspension: Suspension,
+    /// what is bound over `/etc/machine-id`, where this is the machine's init
+    pub(crate) machine_id: Option<File>,
 }
 
 /// Running -> Stopping -> Off, never back.
@@ -83,7 +98,12 @@ pub enum Phase {
 
 impl Agent {
     /// Must run inside a tokio runtime with signals enabled. `memory_bytes` is the guest's.
-    pub fn new(role: Role, workload: Workload, memory_bytes: u64) -> io::Result<Arc<Self>> {
+    pub fn new(
+        role: Role,
+        workload: Workload,
+        memory_bytes: u64,
+        machine_id: Option<File>,
+    ) -> io::Result<Arc<Self>> {
         let execs_max = execs_for(memory_bytes);
         Ok(Arc::new(Self {
             role,
@@ -94,11 +114,14 @@ impl Agent {
             execs_max,
             files: Arc::new(Semaphore::new(limits::FILES)),
             phase: watch::Sender::new(Phase::Running),
+            suspension: Suspension::default(),
+            machine_id,
         }))
     }
 
-    /// Room for one more process of a caller.
-    pub fn exec_slot(&self) -> Result<OwnedSemaphorePermit, Cause> {
+    /// Room for one more process of a caller. Waits while the guest is suspended.
+    pub async fn exec_slot(&self) -> Result<OwnedSemaphorePermit, Cause> {
+        self.suspension.awake().await?;
         self.refuse_when_stopping()?;
         self.execs.clone().try_acquire_owned().map_err(|_| {
             let message = format!("{} processes are being served, the limit of this sandbox", self.execs_max);
@@ -106,8 +129,9 @@ impl Agent {
         })
     }
 
-    /// Room for one more file stream.
-    pub fn file_slot(&self) -> Result<OwnedSemaphorePermit, Cause> {
+    /// Room for one more file stream. Waits while the guest is suspended.
+    pub async fn file_slot(&self) -> Result<OwnedSemaphorePermit, Cause> {
+        self.suspension.awake().await?;
         self.refuse_when_stopping()?;
         self.files.clone().try_acquire_owned().map_err(|_| {
             let message =
@@ -116,7 +140,7 @@ impl Agent {
         })
     }
 
-    fn refuse_when_stopping(&self) -> Result<(), Cause> {
+    pub(crate) fn refuse_when_stopping(&self) -> Result<(), Cause> {
         if *self.phase.borrow() == Phase::Running {
             return Ok(());
         }

@@ -11,11 +11,15 @@
 //! for it. A workload that is root in its guest can undo all this, and harms its own guest only. Where there is no cgroup v2, a process tree is its process group: what leaves the group escapes the kill.
 
 use crate::reaper::{self, Reaper};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Depth to which cgroups that the workload made in its own are searched.
 const DEPTH: usize = 16;
@@ -88,6 +92,47 @@ impl Workload {
             Ok(()) => false,
             Err(error) => error.kind() != io::ErrorKind::NotFound,
         });
+    }
+
+    /// Makes every process stand still, those of cgroups below included; returns when they do. A process that waits in
+    /// the kernel for something uninterruptible may not come to it: then this is a time-out. Blocks.
+    pub fn freeze(&self, limit: Duration) -> io::Result<()> {
+        write(&self.freezable()?.join("cgroup.freeze"), 1)?;
+        self.wait_for("frozen 1", limit)
+    }
+
+    /// Lets them go on. They do at once.
+    pub fn thaw(&self) -> io::Result<()> {
+        write(&self.freezable()?.join("cgroup.freeze"), 0)
+    }
+
+    fn freezable(&self) -> io::Result<&Path> {
+        let none = || io::Error::new(io::ErrorKind::Unsupported, "there is no cgroup v2 to freeze");
+        self.root.as_deref().ok_or_else(none)
+    }
+
+    /// Waits until `cgroup.events` of the workload has `line`. The kernel tells of each change by POLLPRI (Linux,
+    /// Control Group v2, "populated notification").
+    fn wait_for(&self, line: &str, limit: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + limit;
+        let mut events = File::open(self.freezable()?.join("cgroup.events"))?;
+        loop {
+            let mut text = String::new();
+            events.rewind()?;
+            (&events).take(FILE_BYTES).read_to_string(&mut text)?;
+            if text.lines().any(|found| found == line) {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
     }
 
     /// Sends SIGTERM to every process.
@@ -183,5 +228,20 @@ mod tests {
             assert!(one >= 1 && one < pids_max && pids_max - one <= 32, "{pids_max}: {one}");
         }
         assert_eq!(pids_of_one(1), 1);
+    }
+
+    #[test]
+    fn a_workload_that_does_not_stand_still_is_waited_for_so_long() {
+        let directory = tempfile::tempdir().unwrap();
+        let workload = Workload::in_cgroup(directory.path().to_owned());
+        for file in ["cgroup.freeze", "cgroup.events"] {
+            fs::write(directory.path().join(file), "populated 1\nfrozen 0\n").unwrap();
+        }
+        let error = workload.freeze(Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        fs::write(directory.path().join("cgroup.events"), "populated 1\nfrozen 1\n").unwrap();
+        workload.freeze(Duration::from_millis(20)).unwrap();
+        let error = Workload::in_process_groups().freeze(Duration::ZERO).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
     }
 }

@@ -4,6 +4,7 @@
 //! init ── modules ── devices ── mounts ── root ──> server ──┬── exec      processes of the workload
 //!   (once, before anything else; a failure is             ├── files     read and write, as a guest user
 //!    one `fatal:` line on the console, then reset)        ├── settings  clock, hostname, limits
+//!                                                         ├── suspension  stand still while the machine is saved
 //!                                                         └── shutdown  end the workload, sync, power off
 //! ```
 //!
@@ -18,6 +19,7 @@
 pub mod agent;
 pub mod cgroup;
 pub mod console;
+pub mod entropy;
 pub mod exec;
 pub mod files;
 pub mod init;
@@ -25,4 +27,5 @@ pub mod reaper;
 pub mod server;
 pub mod settings;
 pub mod shutdown;
+pub mod suspension;
 pub mod tasks;

@@ -3,12 +3,13 @@
 use crate::agent::{Agent, Phase, limits};
 use crate::exec::session;
 use crate::files::{read, write};
-use crate::{settings, shutdown, tasks};
+use crate::{settings, shutdown, suspension, tasks};
 use pinfold_domain::{Cause, Reason};
 use pinfold_proto::guest::v1::guest_service_server::{GuestService, GuestServiceServer};
 use pinfold_proto::guest::v1::{
     ConfigureRequest, ConfigureResponse, ExecRequest, ExecResponse, ReadFileRequest, ReadFileResponse,
-    ShutdownRequest, ShutdownResponse, WriteFileRequest, WriteFileResponse,
+    ShutdownRequest, ShutdownResponse, SuspendRequest, SuspendResponse, WakeRequest, WakeResponse,
+    WriteFileRequest, WriteFileResponse,
 };
 use pinfold_proto::limits::STREAM_QUEUE_FRAMES;
 use pinfold_proto::reasons::status;
@@ -110,6 +111,21 @@ impl GuestService for Service {
         written.map(Response::new).map_err(|cause| status(&cause))
     }
 
+    /// In tasks of their own, as a stop is: half a suspension is no state to leave a guest in.
+    async fn suspend(&self, _: Request<SuspendRequest>) -> Result<Response<SuspendResponse>, Status> {
+        let agent = self.agent.clone();
+        let suspended = tasks::spawn("suspend", async move { suspension::suspend(&agent).await }).await;
+        finished(suspended.ok().flatten(), "the suspension")?;
+        Ok(Response::new(SuspendResponse {}))
+    }
+
+    async fn wake(&self, request: Request<WakeRequest>) -> Result<Response<WakeResponse>, Status> {
+        let (agent, request) = (self.agent.clone(), request.into_inner());
+        let woken = tasks::spawn("wake", async move { suspension::wake(&agent, &request).await }).await;
+        finished(woken.ok().flatten(), "the waking")?;
+        Ok(Response::new(WakeResponse {}))
+    }
+
     async fn shutdown(
         &self,
         request: Request<ShutdownRequest>,
@@ -117,11 +133,15 @@ impl GuestService for Service {
         let grace = Duration::from_millis(request.get_ref().grace_ms.into());
         // goes on when the caller goes away: a stop is not taken back
         let stopping = tasks::spawn("shutdown", shutdown::stop_workload(self.agent.clone(), grace));
-        let stopped = stopping.await.ok().flatten();
-        let stopped = stopped.unwrap_or_else(|| Err(Cause::new(Reason::Internal, "the shutdown failed")));
-        stopped.map_err(|cause| status(&cause))?;
+        finished(stopping.await.ok().flatten(), "the shutdown")?;
         Ok(Response::new(ShutdownResponse {}))
     }
+}
+
+/// `None`: the task has panicked.
+fn finished(done: Option<Result<(), Cause>>, act: &str) -> Result<(), Status> {
+    let done = done.unwrap_or_else(|| Err(Cause::new(Reason::Internal, format!("{act} failed"))));
+    done.map_err(|cause| status(&cause))
 }
 
 /// A connection that holds its place among the bounded number of them.

@@ -1,4 +1,4 @@
-//! What the host sets before the sandbox is called ready: hostname, clock, bound on processes.
+//! What the host sets before the sandbox is called ready: names, clock, bound on processes.
 
 use crate::agent::{Agent, Role};
 use crate::cgroup;
@@ -9,10 +9,13 @@ use pinfold_domain::{Cause, Reason};
 use pinfold_proto::guest::v1::ConfigureRequest;
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// 2000-01-01, in milliseconds since the Unix epoch: an earlier clock is a mistake of the host.
 const EARLIEST_CLOCK_MS: u64 = 946_684_800_000;
+/// machine-id(5)
+const MACHINE_ID_DIGITS: usize = 32;
 /// `HOST_NAME_MAX`
 const HOSTNAME_BYTES: usize = 64;
 /// Most processes and threads of a kernel (`PID_MAX_LIMIT`).
@@ -20,34 +23,66 @@ const PIDS: u64 = 4 * 1024 * 1024;
 /// What the kernel and the agent need beside the workload's.
 const PIDS_BESIDE: u64 = 1024;
 
-/// An empty hostname and a clock of 0 leave the guest's own.
+/// Empty names and a clock of 0 leave the guest's own.
 pub fn apply(agent: &Agent, request: &ConfigureRequest) -> Result<(), Cause> {
     check(request)?;
-    let failed =
-        |act: &'static str| move |error: io::Error| Cause::new(Reason::Internal, format!("{act}: {error}"));
-    agent.workload.set_pids_max(request.pids_max).map_err(failed("cannot bound the processes"))?;
+    bound_processes(agent, request.pids_max)?;
+    identify(agent, request.clock_ms, &request.hostname, &request.machine_id)
+}
+
+/// Both the workload's bound and the kernel's above it.
+pub fn bound_processes(agent: &Agent, pids_max: u64) -> Result<(), Cause> {
+    agent.workload.set_pids_max(pids_max).map_err(failed("bound the processes"))?;
     if agent.role == Role::Plain {
         return Ok(());
     }
-    make_room_for(request.pids_max).map_err(failed("cannot raise the kernel's bound on processes"))?;
-    if !request.hostname.is_empty() {
-        let set = nix::unistd::sethostname(&request.hostname).map_err(io::Error::from);
-        set.map_err(failed("cannot set the hostname"))?;
+    make_room_for(pids_max).map_err(failed("raise the kernel's bound on processes"))
+}
+
+/// What tells this machine from others, and the time. The clock comes last: it is right when the workload looks at it.
+pub fn identify(agent: &Agent, clock_ms: u64, hostname: &str, machine_id: &str) -> Result<(), Cause> {
+    if agent.role == Role::Plain {
+        return Ok(());
     }
-    if request.clock_ms > 0 {
-        set_clock(request.clock_ms).map_err(failed("cannot set the clock"))?;
+    if !hostname.is_empty() {
+        let set = nix::unistd::sethostname(hostname).map_err(io::Error::from);
+        set.map_err(failed("set the hostname"))?;
+    }
+    if let (Some(file), false) = (&agent.machine_id, machine_id.is_empty()) {
+        // machine-id(5): 32 digits and a line feed. Always the same length, so nothing is left of the old one.
+        file.write_all_at(format!("{machine_id}\n").as_bytes(), 0).map_err(failed("set the machine id"))?;
+    }
+    if clock_ms > 0 {
+        set_clock(clock_ms).map_err(failed("set the clock"))?;
     }
     Ok(())
 }
 
+fn failed(act: &'static str) -> impl FnOnce(io::Error) -> Cause {
+    move |error| Cause::new(Reason::Internal, format!("cannot {act}: {error}"))
+}
+
 fn check(request: &ConfigureRequest) -> Result<(), Cause> {
-    if !(1..=PIDS).contains(&request.pids_max) {
-        return Err(invalid(format!("pids_max is {}, outside 1 to {PIDS}", request.pids_max)));
+    check_pids_max(request.pids_max)?;
+    check_identity(request.clock_ms, &request.hostname, &request.machine_id)
+}
+
+pub fn check_pids_max(pids_max: u64) -> Result<(), Cause> {
+    if (1..=PIDS).contains(&pids_max) {
+        return Ok(());
     }
-    if request.clock_ms > 0 && request.clock_ms < EARLIEST_CLOCK_MS {
-        return Err(invalid(format!("clock_ms is {}, before the year 2000", request.clock_ms)));
+    Err(invalid(format!("pids_max is {pids_max}, outside 1 to {PIDS}")))
+}
+
+pub fn check_identity(clock_ms: u64, hostname: &str, machine_id: &str) -> Result<(), Cause> {
+    if clock_ms > 0 && clock_ms < EARLIEST_CLOCK_MS {
+        return Err(invalid(format!("clock_ms is {clock_ms}, before the year 2000")));
     }
-    check_hostname(&request.hostname)
+    let digits = machine_id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if !machine_id.is_empty() && (machine_id.len() != MACHINE_ID_DIGITS || !digits) {
+        return Err(invalid(format!("machine_id is not {MACHINE_ID_DIGITS} digits of 0-9 a-f")));
+    }
+    check_hostname(hostname)
 }
 
 /// Letters, digits, `-` and `.`, up to 64 bytes.
@@ -87,7 +122,12 @@ mod tests {
     use super::*;
 
     fn request() -> ConfigureRequest {
-        ConfigureRequest { hostname: "sb-1".into(), clock_ms: 1_750_000_000_000, pids_max: 64 }
+        ConfigureRequest {
+            hostname: "sb-1".into(),
+            clock_ms: 1_750_000_000_000,
+            pids_max: 64,
+            machine_id: "0".repeat(32),
+        }
     }
 
     #[test]
@@ -102,5 +142,7 @@ mod tests {
         assert!(message(|r| r.clock_ms = 5).contains("clock_ms"));
         assert!(message(|r| r.hostname = "a b".into()).contains("hostname"));
         assert!(message(|r| r.hostname = "a".repeat(65)).contains("64"));
+        assert!(message(|r| r.machine_id = "0".repeat(33)).contains("machine_id"));
+        assert!(message(|r| r.machine_id = "G".repeat(32)).contains("machine_id"));
     }
 }

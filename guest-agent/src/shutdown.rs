@@ -18,6 +18,8 @@ const POWER_OFF_PATIENCE: Duration = Duration::from_secs(1);
 /// Ends the workload and brings its files to the disk. `grace` is between SIGTERM and SIGKILL.
 pub async fn stop_workload(agent: Arc<Agent>, grace: Duration) -> Result<(), Cause> {
     agent.enter(Phase::Stopping);
+    // a workload that stands still could not heed the SIGTERM; where it does not, there is nothing to undo
+    drop(agent.workload.thaw());
     agent.workload.terminate(&agent.reaper);
     if !emptied_within(&agent, grace.min(limits::SHUTDOWN_GRACE)).await {
         let killed = agent.workload.kill(&agent.reaper);

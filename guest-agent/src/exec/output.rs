@@ -22,7 +22,7 @@ pub fn frame(frame: Frame) -> ExecResponse {
 
 /// Delivers until the end of `channel`; or, once the process has ended (`ended` is true), until another process that
 /// still holds the channel was silent for 200 ms, or all that the ended one wrote is delivered and a second has passed.
-/// Reads only when there is room for a frame.
+/// Reads only when there is room for a frame; when nobody takes frames any more, reads on and drops what it reads.
 pub async fn deliver(
     channel: &Channel,
     wrap: fn(Bytes) -> Frame,
@@ -32,7 +32,7 @@ pub async fn deliver(
     let mut buffer = vec![0; FRAME_BYTES];
     let mut after_end: Option<(Instant, usize)> = None;
     loop {
-        let Ok(room) = to.reserve().await else { return };
+        let Ok(room) = to.reserve().await else { return discard(channel, &mut buffer, &mut ended).await };
         let length = tokio::select! {
             biased;
             read = channel.read(&mut buffer) => read.unwrap_or(0),
@@ -48,6 +48,20 @@ pub async fn deliver(
             if *bytes >= PIPE_BYTES + FRAME_BYTES && since.elapsed() > LINGER {
                 return;
             }
+        }
+    }
+}
+
+/// A process whose caller was cut off goes on, so somebody has to read what it prints.
+async fn discard(channel: &Channel, buffer: &mut [u8], ended: &mut watch::Receiver<bool>) {
+    loop {
+        let length = tokio::select! {
+            biased;
+            () = silence(ended) => 0,
+            read = channel.read(buffer) => read.unwrap_or(0),
+        };
+        if length == 0 {
+            return;
         }
     }
 }

@@ -6,6 +6,7 @@ use super::plan::Plan;
 use super::spawn::{End, Process, StartError, Streams};
 use crate::agent::{Agent, limits};
 use crate::reaper::Ended;
+use crate::suspension::Era;
 use pinfold_domain::{Cause, Reason};
 use pinfold_proto::guest::v1::{
     ExecExited, ExecRequest, ExecStarted, exec_exited::Outcome, exec_response::Frame,
@@ -17,17 +18,19 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tonic::Streaming;
 
-/// Serves one stream from its first frame to its last. Ends early when the caller goes away, which ends the process.
+/// Serves one stream from its first frame to its last. Ends early when the caller goes away, which ends the process; a
+/// caller that is cut off because the machine was saved and restored has not gone away, and its process goes on.
 pub async fn run(
     agent: Arc<Agent>,
     inbound: Streaming<ExecRequest>,
     to: Sender,
     trace_parent: Option<String>,
 ) {
+    let era = agent.suspension.era();
     let last = tokio::select! {
         biased;
-        () = to.closed() => return,
-        last = converse(&agent, inbound, &to, trace_parent) => last,
+        () = gone_away(&agent, era, &to) => return,
+        last = converse(&agent, era, inbound, &to, trace_parent) => last,
     };
     let last = match last {
         Ok(exited) => Ok(frame(Frame::Exited(exited))),
@@ -37,13 +40,22 @@ pub async fn run(
     drop(to.send(last).await);
 }
 
+/// Resolves when the caller has left on purpose.
+async fn gone_away(agent: &Agent, era: Era, to: &Sender) {
+    to.closed().await;
+    if agent.suspension.was_cut(era) {
+        std::future::pending().await
+    }
+}
+
 async fn converse(
     agent: &Arc<Agent>,
+    era: Era,
     mut inbound: Streaming<ExecRequest>,
     to: &Sender,
     trace_parent: Option<String>,
 ) -> Result<ExecExited, Cause> {
-    let _slot = agent.exec_slot()?;
+    let _slot = agent.exec_slot().await?;
     let start =
         tokio::time::timeout(limits::FIRST_FRAME, input::first(&mut inbound)).await.map_err(|_| {
             let seconds = limits::FIRST_FRAME.as_secs();
@@ -54,6 +66,10 @@ async fn converse(
         })??;
     let plan =
         agent.workers.run(move || Plan::check(start, Path::new("/"), trace_parent.as_deref())).await??;
+    // the machine may have been restored since: nobody is left who asked for this process
+    if to.is_closed() {
+        return Err(Cause::new(Reason::DeadlineExceeded, "the caller is gone before the process started"));
+    }
     let (process, mut end, mut streams) = match Process::start(agent, &plan).await {
         Ok(started) => started,
         Err(StartError::Command { exit_code, message }) => {
@@ -72,7 +88,7 @@ async fn converse(
     let life = async {
         let life = tokio::select! {
             end = wait(&process, &mut end, plan.time_limit) => Ok(end),
-            cause = input::serve(&mut inbound, input, &process) => Err(cause),
+            cause = served(agent, era, input::serve(&mut inbound, input, &process)) => Err(cause),
         };
         has_ended.send_replace(true);
         life
@@ -83,6 +99,15 @@ async fn converse(
     };
     let ((ended, timed_out), ()) = tokio::try_join!(life, output)?;
     Ok(exited(ended, timed_out))
+}
+
+/// What ends the conversation. A caller that was cut off ends nothing; no input comes from it any more.
+async fn served(agent: &Agent, era: Era, serve: impl Future<Output = Cause>) -> Cause {
+    let cause = serve.await;
+    if agent.suspension.was_cut(era) {
+        return std::future::pending().await;
+    }
+    cause
 }
 
 /// Waits for the end of `process`, which at its time limit is asked to end and soon after made to, with its tree.

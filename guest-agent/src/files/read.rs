@@ -36,7 +36,7 @@ pub async fn run(agent: Arc<Agent>, request: ReadFileRequest, to: Sender) {
 }
 
 async fn deliver(agent: &Agent, request: ReadFileRequest, to: &Sender) -> Result<(), Cause> {
-    let _slot = agent.file_slot()?;
+    let _slot = agent.file_slot().await?;
     check_path("path", &request.path)?;
     let user = resolve(agent, &request.user).await?;
     let path = request.path.clone();

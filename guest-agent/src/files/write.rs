@@ -36,7 +36,7 @@ pub async fn run(
     agent: Arc<Agent>,
     mut inbound: Streaming<WriteFileRequest>,
 ) -> Result<WriteFileResponse, Cause> {
-    let _slot = agent.file_slot()?;
+    let _slot = agent.file_slot().await?;
     let start = match next(&mut inbound).await? {
         Frame::Start(start) => start,
         Frame::Data(_) | Frame::Commit(_) => return Err(invalid("frame: the first is start")),

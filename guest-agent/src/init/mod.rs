@@ -57,6 +57,7 @@ fn run() -> Result<OwnedFd, Fatal> {
     console::note("the root is mounted");
     let workload = machine::set_up_cgroups()?;
     machine::set_up_the_rest();
+    let machine_id = mounts::machine_id();
     if let Some(hostname) = cmdline::value("pinfold.hostname")
         && let Err(error) = nix::unistd::sethostname(hostname)
     {
@@ -67,7 +68,7 @@ fn run() -> Result<OwnedFd, Fatal> {
         .build()
         .map_err(Fatal::internal("cannot start the runtime"))?;
     runtime.block_on(async {
-        let agent = Agent::new(Role::Init, workload, machine::memory_bytes())
+        let agent = Agent::new(Role::Init, workload, machine::memory_bytes(), machine_id)
             .map_err(Fatal::internal("cannot start the reaper and the workers"))?;
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, GUEST_PORT))
             .map_err(Fatal::internal("cannot listen on vsock"))?;

@@ -4,9 +4,10 @@ use crate::console::{self, Fatal};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 use nix::unistd::syncfs;
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 
 const QUIET: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
@@ -45,6 +46,24 @@ pub fn in_the_root() -> Result<(), Fatal> {
         drop(symlink(target, Path::new("/dev").join(name)));
     }
     Ok(())
+}
+
+/// A file in memory over `/etc/machine-id`, so that a machine gets its id without a write to its disk, and each of those that
+/// come of one snapshot its own. `None`, and said so on the console, where that cannot be had.
+pub fn machine_id() -> Option<File> {
+    const MEMORY: &str = "/run/machine-id";
+    const PLACE: &str = "/etc/machine-id";
+    let made = || -> io::Result<File> {
+        let file =
+            File::options().write(true).create_new(true).custom_flags(libc::O_NOFOLLOW).open(MEMORY)?;
+        file.set_permissions(Permissions::from_mode(0o444))?;
+        if !Path::new(PLACE).exists() {
+            File::create_new(PLACE)?;
+        }
+        mount(Some(MEMORY), PLACE, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        Ok(file)
+    };
+    made().inspect_err(|error| console::say(format_args!("cannot prepare the machine id: {error}"))).ok()
 }
 
 /// `cgroup2` where all programs look for it.

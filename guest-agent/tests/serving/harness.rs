@@ -68,7 +68,7 @@ fn agent_socket() -> &'static str {
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let agent = Agent::new(Role::Plain, workload(), 1 << 30).unwrap();
+                let agent = Agent::new(Role::Plain, workload(), 1 << 30, None).unwrap();
                 let listener = UnixListener::from_std(listener).unwrap();
                 ready.send(()).unwrap();
                 server::serve(agent, UnixListenerStream::new(listener)).await.unwrap();

@@ -89,6 +89,12 @@ impl GuestService for Echo {
         Err(Status::unimplemented(""))
     }
 
+    async fn suspend(&self, _: tonic::Request<guest::SuspendRequest>) -> Answer<guest::SuspendResponse> {
+        Err(tonic::Status::unimplemented(""))
+    }
+    async fn wake(&self, _: tonic::Request<guest::WakeRequest>) -> Answer<guest::WakeResponse> {
+        Err(tonic::Status::unimplemented(""))
+    }
     async fn shutdown(&self, _: tonic::Request<guest::ShutdownRequest>) -> Answer<guest::ShutdownResponse> {
         Err(Status::unimplemented(""))
     }

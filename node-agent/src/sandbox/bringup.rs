@@ -248,6 +248,7 @@ async fn configure(context: &Context, assignment: &Assignment) -> Result<(), Gue
         hostname: hostname(assignment),
         clock_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
         pids_max: assignment.spec.resources.pids,
+        machine_id: machine_id(assignment),
     };
     context.host.guests.configure(context.ledger.paths(), request).await
 }
@@ -260,6 +261,11 @@ fn hostname(assignment: &Assignment) -> String {
     } else {
         assignment.spec.name.clone()
     }
+}
+
+/// machine-id(5): the sandbox's id, which is 128 bits as well.
+fn machine_id(assignment: &Assignment) -> String {
+    assignment.id.to_string().replace('-', "")
 }
 
 /// `act`, unless the machine ends before it.
