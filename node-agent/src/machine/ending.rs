@@ -98,6 +98,7 @@ mod tests {
             message: message.to_owned(),
             memory: Default::default(),
             counters: Default::default(),
+            events: Vec::new(),
         };
         Exit { record: Some(record), signal: None }
     }

@@ -226,6 +226,7 @@ impl Machine for Fake {
                 timing: Default::default(),
                 memory: Default::default(),
                 counters: Default::default(),
+                events: Vec::new(),
             })
         })
     }
@@ -466,6 +467,7 @@ async fn an_end_that_nobody_asked_for_has_its_true_reason() {
             message: String::new(),
             memory: Default::default(),
             counters: Default::default(),
+            events: Vec::new(),
         };
         bench.world.release("machine");
         bench.world.machine.end(Exit { record: Some(record), signal: None });
@@ -485,6 +487,7 @@ async fn a_machine_that_ends_while_it_starts_fails_with_its_own_reason() {
         message: "no bzImage".into(),
         memory: Default::default(),
         counters: Default::default(),
+        events: Vec::new(),
     };
     bench.world.release("machine");
     bench.world.machine.end(Exit { record: Some(record), signal: None });

@@ -104,6 +104,7 @@ async fn a_machine_that_is_gone_fails_with_its_own_reason() {
         message: "triple fault".into(),
         memory: Default::default(),
         counters: Default::default(),
+        events: Vec::new(),
     };
     left.world.machine.end(Exit { record: Some(record), signal: None });
     let registry = left.recovered().await;
