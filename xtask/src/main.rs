@@ -10,6 +10,7 @@ mod check;
 mod command;
 mod cpio;
 mod demo;
+mod fuzz;
 mod images;
 mod progress;
 mod setup;
@@ -45,6 +46,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Run every test, real microVMs included
     Test(test::Arguments),
+    /// Fuzz what guests and callers drive in the VMM
+    Fuzz(fuzz::Arguments),
     /// Format, lints and unit tests
     Check,
     /// Remove everything under build/
@@ -92,6 +95,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             prepare()?;
             test::run(&workspace, &arguments)
         }
+        Task::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Task::Check => check::check(&workspace),
         Task::Clean => workspace.clean(),
     }

@@ -1,13 +1,15 @@
-//! `cargo xtask test`: every test of the workspace, in two stages, with a closing summary.
+//! `cargo xtask test`: every test of the workspace, in three stages, with a closing summary.
 //!
 //! ```text
 //!   units, simulation, integration, style   by nextest when it is there, else by cargo test
 //!   system: real microVMs in a virtual node  one process, its cases' results as they come
+//!   fuzz: each target of vmm/fuzz             a few seconds each
 //! ```
 //!
-//! Both stages run whatever the first one says.
+//! Every stage runs whatever the others say.
 
 use crate::check;
+use crate::fuzz;
 use crate::images;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, ensure};
@@ -23,6 +25,9 @@ pub struct Arguments {
     /// Leave out the tests that need a virtual node
     #[arg(long)]
     pub no_system: bool,
+    /// Leave out the short run of each fuzz target
+    #[arg(long)]
+    pub no_fuzz: bool,
     /// Only tests whose names contain one of these
     pub filters: Vec<String>,
 }
@@ -48,6 +53,9 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         cargo.args(["test", "--workspace", "--test", SYSTEM, "--"]).args(&arguments.filters);
         outcomes.push(stage("system, with real microVMs", workspace, &mut cargo)?);
     }
+    if !arguments.no_fuzz && arguments.filters.is_empty() {
+        outcomes.push(fuzz_stage(workspace));
+    }
     println!(
         "\nSummary of `cargo xtask test`: {} s, builds of the tests included",
         began.elapsed().as_secs()
@@ -59,6 +67,22 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     }
     ensure!(outcomes.iter().all(|outcome| outcome.passed), "some tests failed, see above");
     Ok(())
+}
+
+/// A short run of each fuzz target; each counts as a test.
+fn fuzz_stage(workspace: &Workspace) -> Outcome {
+    let began = Instant::now();
+    let result = fuzz::run(workspace, &fuzz::Arguments::short());
+    if let Err(error) = &result {
+        println!("{error:#}");
+    }
+    let targets = fuzz::count(workspace);
+    let counts = match result {
+        Ok(()) => Counts { passed: targets, ..Counts::default() },
+        Err(_) => Counts { failed: 1, ..Counts::default() },
+    };
+    let passed = counts.failed == 0;
+    Outcome { stage: "fuzz targets, a few seconds each", passed, seconds: began.elapsed().as_secs(), counts }
 }
 
 fn first_stage(workspace: &Workspace, arguments: &Arguments) -> Result<Command> {
