@@ -3,11 +3,13 @@
 use prost::Message;
 use std::path::PathBuf;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 8] = [
     "pinfold/api/v1/sandbox.proto",
     "pinfold/api/v1/process.proto",
     "pinfold/api/v1/file.proto",
     "pinfold/api/v1/node.proto",
+    "pinfold/api/v1/snapshot.proto",
+    "pinfold/api/v1/template.proto",
     "pinfold/guest/v1/guest.proto",
     "pinfold/node/v1/session.proto",
 ];

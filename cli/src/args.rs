@@ -139,6 +139,7 @@ impl SpecFlags {
             start_timeout: self.start_timeout,
             node_labels: self.node_labels.into_iter().collect(),
             io_bytes_per_second: self.io_rate,
+            source: Default::default(),
         }
     }
 }

@@ -85,6 +85,11 @@ fn by_reason(reason: Reason) -> Option<&'static str> {
     use Reason as R;
     Some(match reason {
         R::SandboxNotFound => "`pinfold ls` shows what there is",
+        R::SnapshotNotFound | R::SnapshotUnusable => "`pinfold snapshot ls` shows what there is",
+        R::TemplateNotFound | R::TemplateExists => "`pinfold template ls` shows what there is",
+        R::SnapshotInUse => "wait until what is made from it runs, or remove that first",
+        R::NoRoom => "`pinfold ls` shows what runs on the node: stop or pause some of it",
+        R::LimitReached => "remove what is no longer needed",
         R::ImageUnknown => "`pinfold nodes -o json` shows the images and kernels of each node",
         R::RequestIdConflict => "use another --request-id, or leave it out",
         R::Unplaceable => "`pinfold nodes` shows what the nodes can hold: ask for less, or add a larger node",
@@ -101,9 +106,13 @@ fn by_reason(reason: Reason) -> Option<&'static str> {
         R::StartTimeout | R::KernelInvalid | R::RootImageInvalid | R::GuestPanic | R::GuestReset => {
             "`pinfold logs` shows the guest's console"
         }
-        R::HostResources | R::JailFailed | R::VmmFailed | R::NodeRefused => {
-            "`pinfold doctor` on the node shows what it lacks"
-        }
+        R::SnapshotInvalid => "take another snapshot: this one cannot be used",
+        R::HostResources
+        | R::JailFailed
+        | R::VmmFailed
+        | R::NodeRefused
+        | R::SnapshotFailed
+        | R::RestoreFailed => "`pinfold doctor` on the node shows what it lacks",
         R::OutOfMemory => "give the sandbox more --memory",
         R::InvalidArgument
         | R::DeadlineExceeded

@@ -65,6 +65,7 @@ pub mod tests {
                 start_timeout: defaults::START_TIMEOUT,
                 node_labels: [].into(),
                 io_bytes_per_second: None,
+                source: Default::default(),
             },
             phase: Phase::Failed,
             cause: Some(Cause::new(Reason::GuestPanic, "not syncing: \x1b[2J")),

@@ -1,12 +1,14 @@
 //! A sandbox as it is stored, with its assignment to a node.
 
-use crate::ids::{Epoch, NodeId, RequestId, Revision, SandboxId, TenantId};
+use crate::ids::{Epoch, NodeId, RequestId, Revision, SandboxId, TemplateId, TenantId};
 use crate::lifecycle::Phase;
 use crate::placement::Explanation;
 use crate::reason::Cause;
+use crate::resources::Resources;
 use crate::spec::SandboxSpec;
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A point in a sandbox's life that the timeline shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -60,6 +62,14 @@ pub struct TimelineEntry {
     pub at: Timestamp,
 }
 
+/// What the source of a sandbox gave to it, kept because the source may be gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    pub template: Option<TemplateId>,
+    /// the spec's own goes over it
+    pub environment: BTreeMap<String, String>,
+}
+
 /// Everything that the control plane keeps of one sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sandbox {
@@ -82,4 +92,32 @@ pub struct Sandbox {
     pub timeline: Vec<TimelineEntry>,
     /// the last placement decision
     pub explanation: Option<Explanation>,
+    /// of a sandbox that was not made from an image alone
+    #[serde(default)]
+    pub origin: Option<Origin>,
+    /// counts pauses and resumes: what a node reports from before the last of them is of an old state
+    #[serde(default)]
+    pub order: u64,
+    /// what it holds on its node, where that is not what its spec says; see [`Sandbox::held`]
+    #[serde(default)]
+    pub held: Option<Resources>,
+}
+
+impl Sandbox {
+    /// The room that it takes on its node. A sandbox that was paused has its memory in a file on the node's disk: paused
+    /// it holds disk only, resumed it holds that file beside everything else, for its memory is mapped from there.
+    pub fn held(&self) -> Resources {
+        self.held.unwrap_or(self.spec.resources)
+    }
+
+    /// The spec as its node is told it: with the environment of its source.
+    pub fn effective_spec(&self) -> SandboxSpec {
+        let mut spec = self.spec.clone();
+        if let Some(origin) = &self.origin {
+            let mut environment = origin.environment.clone();
+            environment.append(&mut spec.environment);
+            spec.environment = environment;
+        }
+        spec
+    }
 }

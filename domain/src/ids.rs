@@ -41,32 +41,52 @@ pub fn check_name(field: &'static str, value: &str) -> Result<(), IdError> {
     Ok(())
 }
 
-/// A sandbox: UUID version 7 (RFC 9562, 5.7), so ids sort by creation.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SandboxId(pub Uuid);
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident, $field:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
 
-impl fmt::Display for SandboxId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.as_hyphenated().fmt(f)
-    }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.as_hyphenated().fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                Uuid::try_parse(text).map(Self).map_err(|_| {
+                    let value = text.chars().take(MAX_NAME_BYTES).collect();
+                    IdError::NotUuid { field: $field, value }
+                })
+            }
+        }
+    };
 }
 
-impl fmt::Debug for SandboxId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for SandboxId {
-    type Err = IdError;
-    fn from_str(text: &str) -> Result<Self, IdError> {
-        Uuid::try_parse(text).map(Self).map_err(|_| {
-            let value = text.chars().take(MAX_NAME_BYTES).collect();
-            IdError::NotUuid { field: "sandbox_id", value }
-        })
-    }
-}
+uuid_id!(
+    /// A sandbox: UUID version 7 (RFC 9562, 5.7), so ids sort by creation.
+    SandboxId,
+    "sandbox_id"
+);
+uuid_id!(
+    /// A snapshot: UUID version 7.
+    SnapshotId,
+    "snapshot_id"
+);
+uuid_id!(
+    /// A template: UUID version 7. Its name may be given to another one after it was deleted, its id never is.
+    TemplateId,
+    "template_id"
+);
 
 macro_rules! name_id {
     ($(#[$doc:meta])* $name:ident, $field:literal) => {

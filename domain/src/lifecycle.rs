@@ -12,7 +12,13 @@
 //!      Stopped <---------------------------------------- Stopped
 //!
 //!   fail:  Assigned, Starting, Running, Stopping -> Failed      lose: the same -> Lost
-//!   pause: Running -> Pausing -> Paused -> Resuming -> Running
+//!
+//!             pause            paused            resume              ready
+//!   Running ---------> Pausing ------> Paused ----------> Resuming --------> Running
+//!      ^                  |               ^                   |
+//!      |      ready       |               |      paused       |
+//!      +------------------+               +-------------------+
+//!       the node could not save it         the node could not bring it back yet
 //! ```
 //!
 //! Stopped, Failed and Lost are final. There is no wildcard arm below: a new phase does not compile until every
@@ -117,8 +123,12 @@ impl Phase {
             (P::Assigned, T::Accept) => P::Starting,
             // a report may be lost, the next one tells all
             (P::Assigned | P::Starting | P::Resuming, T::Ready) => P::Running,
+            // it could not be saved, and goes on
+            (P::Pausing, T::Ready) => P::Running,
             (P::Running, T::Pause) => P::Pausing,
             (P::Pausing, T::Paused) => P::Paused,
+            // it could not be brought back now, and is still saved
+            (P::Resuming, T::Paused) => P::Paused,
             (P::Paused, T::Resume) => P::Resuming,
             (
                 P::Assigned | P::Starting | P::Running | P::Pausing | P::Paused | P::Resuming | P::Stopping,
@@ -201,6 +211,7 @@ mod tests {
         (P::Running, T::Fail, P::Failed),
         (P::Running, T::Lose, P::Lost),
         (P::Pausing, T::Paused, P::Paused),
+        (P::Pausing, T::Ready, P::Running),
         (P::Pausing, T::Stop, P::Stopping),
         (P::Pausing, T::End, P::Stopped),
         (P::Pausing, T::Fail, P::Failed),
@@ -211,6 +222,7 @@ mod tests {
         (P::Paused, T::Fail, P::Failed),
         (P::Paused, T::Lose, P::Lost),
         (P::Resuming, T::Ready, P::Running),
+        (P::Resuming, T::Paused, P::Paused),
         (P::Resuming, T::Stop, P::Stopping),
         (P::Resuming, T::End, P::Stopped),
         (P::Resuming, T::Fail, P::Failed),

@@ -28,6 +28,9 @@ pub struct Explanation {
     pub nodes_considered: u64,
     /// in the order in which the filters ran
     pub filters: Vec<FilterCount>,
+    /// more about it, for a person; may be empty
+    #[serde(default)]
+    pub note: String,
 }
 
 impl Explanation {
@@ -40,6 +43,9 @@ impl Explanation {
         for count in self.filters.iter().filter(|f| f.rejected > 0) {
             text.push_str(&format!("{separator}{} rejected by {}", count.rejected, count.filter));
             separator = ", ";
+        }
+        if !self.note.is_empty() {
+            text.push_str(&format!("; {}", self.note));
         }
         text
     }

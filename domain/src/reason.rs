@@ -67,6 +67,20 @@ reasons! {
     FilePermission = "FilePermission",
     /// the sandbox's disk is full
     DiskFull = "DiskFull",
+    /// no such snapshot, or not the caller's
+    SnapshotNotFound = "SnapshotNotFound",
+    /// the snapshot failed, was lost or is being deleted
+    SnapshotUnusable = "SnapshotUnusable",
+    /// sandboxes that are to start from the snapshot have not started yet
+    SnapshotInUse = "SnapshotInUse",
+    /// no such template, or not the caller's
+    TemplateNotFound = "TemplateNotFound",
+    /// the name belongs to another template
+    TemplateExists = "TemplateExists",
+    /// the one node that could do it has no room for it now
+    NoRoom = "NoRoom",
+    /// a bound on stored snapshots or templates was reached
+    LimitReached = "LimitReached",
     /// a fault of Pinfold
     Internal = "Internal",
 
@@ -97,6 +111,12 @@ reasons! {
     OutOfMemory = "OutOfMemory",
     /// the VMM failed
     VmmFailed = "VmmFailed",
+    /// the machine could not be saved
+    SnapshotFailed = "SnapshotFailed",
+    /// what was saved is damaged, of another version, or of another kind of machine
+    SnapshotInvalid = "SnapshotInvalid",
+    /// the saved machine could not be brought back
+    RestoreFailed = "RestoreFailed",
     /// every node that was tried refused it
     NodeRefused = "NodeRefused",
     /// its node did not come back

@@ -1,6 +1,6 @@
 //! What a caller asks for.
 
-use crate::ids::{IdError, check_name};
+use crate::ids::{IdError, SnapshotId, check_name};
 use crate::resources::Resources;
 use crate::time::Millis;
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,19 @@ pub mod defaults {
     pub const START_TIMEOUT: Millis = Millis::from_secs(60);
 }
 
+/// What a sandbox begins as.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// its image, booted
+    #[default]
+    Image,
+    /// a template, by its name: restored where it is prepared, else booted
+    Template(String),
+    /// a snapshot: restored, on the node that holds it
+    Snapshot(SnapshotId),
+}
+
 /// A checked spec: every bound in [`limits`] holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxSpec {
@@ -58,6 +71,27 @@ pub struct SandboxSpec {
     pub node_labels: BTreeMap<String, String>,
     /// bytes per second of each disk direction; `None`: not limited
     pub io_bytes_per_second: Option<u64>,
+    /// when it is not [`Source::Image`], image, kernel and resources are those of the source
+    #[serde(default)]
+    pub source: Source,
+}
+
+impl Default for SandboxSpec {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            image: defaults::IMAGE.to_owned(),
+            kernel: None,
+            resources: defaults::RESOURCES,
+            labels: BTreeMap::new(),
+            environment: BTreeMap::new(),
+            ttl: defaults::TTL,
+            start_timeout: defaults::START_TIMEOUT,
+            node_labels: BTreeMap::new(),
+            io_bytes_per_second: None,
+            source: Source::Image,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -80,6 +114,9 @@ impl SandboxSpec {
         if !self.name.is_empty() {
             check_name("name", &self.name)?;
         }
+        if let Source::Template(template) = &self.source {
+            check_name("template", template)?;
+        }
         check_name("image", &self.image)?;
         if let Some(kernel) = &self.kernel {
             check_name("kernel", kernel)?;
@@ -96,6 +133,20 @@ impl SandboxSpec {
         check_labels("labels", &self.labels)?;
         check_labels("node_labels", &self.node_labels)?;
         check_environment("environment", &self.environment)
+    }
+
+    /// The same as far as a caller chooses it: what the source gives is left out.
+    pub fn is_same_request(&self, other: &Self) -> bool {
+        if self.source == Source::Image {
+            return self == other;
+        }
+        let chosen = |spec: &Self| Self {
+            image: String::new(),
+            kernel: None,
+            resources: Resources::default(),
+            ..spec.clone()
+        };
+        chosen(self) == chosen(other)
     }
 
     /// Guest CPUs: enough for `cpu_millis`, which the cgroup then enforces exactly.

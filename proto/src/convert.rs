@@ -2,12 +2,14 @@
 //!
 //! - [`spec`]: what a caller asks for
 //! - [`sandbox`]: sandboxes, nodes, reports
+//! - [`snapshot`]: snapshots, templates, and what nodes have of them
 //! - [`process`]: exec frames, public API to guest API and back
 //! - [`file`]: file frames and paths
 
 pub mod file;
 pub mod process;
 pub mod sandbox;
+pub mod snapshot;
 pub mod spec;
 
 use pinfold_domain::{Cause, IdError, Reason, SpecError, Timestamp};

@@ -16,13 +16,17 @@ pub fn wire(reason: Reason) -> (Code, bool) {
     use Reason as R;
     match reason {
         R::InvalidArgument => (Code::InvalidArgument, false),
-        R::SandboxNotFound | R::FileNotFound => (Code::NotFound, false),
+        R::SandboxNotFound | R::SnapshotNotFound | R::TemplateNotFound | R::FileNotFound => {
+            (Code::NotFound, false)
+        }
         R::ImageUnknown | R::Unplaceable => (Code::FailedPrecondition, false),
-        R::RequestIdConflict => (Code::AlreadyExists, false),
-        R::QueueFull | R::TooManyStreams => (Code::ResourceExhausted, true),
-        R::DiskFull => (Code::ResourceExhausted, false),
-        R::SandboxStarting => (Code::FailedPrecondition, true),
-        R::SandboxEnded | R::WrongPhase | R::FileWrongType => (Code::FailedPrecondition, false),
+        R::RequestIdConflict | R::TemplateExists => (Code::AlreadyExists, false),
+        R::QueueFull | R::TooManyStreams | R::NoRoom => (Code::ResourceExhausted, true),
+        R::DiskFull | R::LimitReached => (Code::ResourceExhausted, false),
+        R::SandboxStarting | R::SnapshotInUse => (Code::FailedPrecondition, true),
+        R::SandboxEnded | R::WrongPhase | R::SnapshotUnusable | R::FileWrongType => {
+            (Code::FailedPrecondition, false)
+        }
         R::FilePermission => (Code::PermissionDenied, false),
         R::NodeUnreachable | R::StoreUnavailable | R::GuestUnresponsive => (Code::Unavailable, true),
         R::RevisionCompacted => (Code::OutOfRange, false),
@@ -41,6 +45,9 @@ pub fn wire(reason: Reason) -> (Code, bool) {
         | R::GuestReset
         | R::OutOfMemory
         | R::VmmFailed
+        | R::SnapshotFailed
+        | R::SnapshotInvalid
+        | R::RestoreFailed
         | R::NodeRefused
         | R::NodeLost
         | R::NodeForgot => (Code::FailedPrecondition, false),

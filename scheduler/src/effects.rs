@@ -85,11 +85,13 @@ impl Executor {
 }
 
 fn assign(sandbox: &Sandbox, ttl_ms: u64) -> wire::Assign {
+    let template = sandbox.origin.as_ref().and_then(|origin| origin.template);
     wire::Assign {
         sandbox_id: sandbox.id.to_string(),
         epoch: sandbox.epoch.0,
-        spec: Some(spec::to_wire(&sandbox.spec)),
+        spec: Some(spec::to_wire(&sandbox.effective_spec())),
         tenant: sandbox.tenant.to_string(),
         ttl_ms,
+        template_id: template.map(|id| id.to_string()).unwrap_or_default(),
     }
 }

@@ -7,6 +7,8 @@ const PAIRS: &[(&str, &str, &str, &str)] = &[
     ("Phase", "domain/src/lifecycle.rs", "proto/pinfold/api/v1/sandbox.proto", "PHASE_"),
     ("Milestone", "domain/src/assignment.rs", "proto/pinfold/api/v1/sandbox.proto", "MILESTONE_"),
     ("Verdict", "domain/src/placement.rs", "proto/pinfold/api/v1/sandbox.proto", "VERDICT_"),
+    ("SnapshotState", "domain/src/snapshot.rs", "proto/pinfold/api/v1/snapshot.proto", "SNAPSHOT_STATE_"),
+    ("Preparation", "domain/src/template.rs", "proto/pinfold/api/v1/template.proto", "PREPARATION_"),
     ("NodeState", "domain/src/node.rs", "proto/pinfold/api/v1/node.proto", "NODE_STATE_"),
 ];
 

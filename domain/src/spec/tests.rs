@@ -12,6 +12,7 @@ fn spec() -> SandboxSpec {
         start_timeout: defaults::START_TIMEOUT,
         node_labels: BTreeMap::new(),
         io_bytes_per_second: None,
+        source: Source::Image,
     }
 }
 

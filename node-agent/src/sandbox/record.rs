@@ -64,6 +64,7 @@ impl Record {
             phase: self.phase,
             cause: self.cause.clone(),
             milestones: self.milestones.clone(),
+            order: 0,
         }
     }
 

@@ -19,7 +19,8 @@ use crate::relay::Relays;
 use crate::sandbox::actor::Stop;
 use crate::sandbox::record::Assignment;
 use backoff::Backoff;
-use pinfold_domain::{Cause, Epoch, SandboxId, Term};
+use pinfold_domain::{Cause, Epoch, Reason, SandboxId, Term};
+use pinfold_proto::api::v1::{Preparation, SnapshotState};
 use pinfold_proto::convert::sandbox::{cause_from_wire, cause_to_wire, report_to_wire};
 use pinfold_proto::convert::spec;
 use pinfold_proto::limits::MESSAGE_BYTES;
@@ -62,6 +63,10 @@ pub struct Session {
     pub registry: Arc<Registry>,
     pub relays: Arc<Relays>,
     pub term: TermKeeper,
+}
+
+fn no_saved_machines() -> Cause {
+    Cause::new(Reason::SnapshotFailed, "this node agent does not save machines")
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -185,12 +190,13 @@ impl Session {
             kernels: images.kernels().into_iter().collect(),
             sandboxes: self.registry.reports().iter().map(report_to_wire).collect(),
             highest_term: self.term.highest().0,
+            ..wire::Register::default()
         }
     }
 
     fn heartbeat(&self) -> Say {
         let sandboxes = self.registry.reports().iter().map(report_to_wire).collect();
-        Say::Heartbeat(wire::Heartbeat { sandboxes })
+        Say::Heartbeat(wire::Heartbeat { sandboxes, ..wire::Heartbeat::default() })
     }
 
     /// Carries an order out, or says why not. Only a broken session is an error.
@@ -216,9 +222,41 @@ impl Session {
                 self.relays.open(open);
                 Ok(None)
             }
+            Some(Order::Pause(pause)) => {
+                let (id, epoch) = sandbox(&pause.sandbox_id, pause.epoch)?;
+                Ok(self.cannot(id, epoch, pause.order))
+            }
+            Some(Order::Resume(resume)) => {
+                let (id, epoch) = sandbox(&resume.sandbox_id, resume.epoch)?;
+                Ok(self.cannot(id, epoch, resume.order))
+            }
+            Some(Order::TakeSnapshot(take)) => Ok(Some(Say::Snapshot(wire::SnapshotStatus {
+                snapshot_id: take.snapshot_id,
+                state: SnapshotState::Failed.into(),
+                cause: Some(cause_to_wire(&no_saved_machines())),
+                ..wire::SnapshotStatus::default()
+            }))),
+            Some(Order::PrepareTemplate(prepare)) => Ok(Some(Say::Template(wire::TemplateStatus {
+                template_id: prepare.template_id,
+                preparation: Preparation::Failed.into(),
+                cause: Some(cause_to_wire(&no_saved_machines())),
+                ..wire::TemplateStatus::default()
+            }))),
+            Some(Order::DropSnapshot(_) | Order::DropTemplate(_)) => Ok(Some(self.heartbeat())),
             Some(Order::Registered(_)) => Err(SessionError::Protocol("registered twice".to_owned())),
             None => Err(SessionError::Protocol("an order that this version does not know".to_owned())),
         }
+    }
+
+    /// The sandbox as it is, with why an order is not carried out.
+    fn cannot(&self, id: SandboxId, epoch: Epoch, order: u64) -> Option<Say> {
+        let mut reports = self.registry.reports().into_iter();
+        let report = reports.find(|report| (report.sandbox_id, report.epoch) == (id, epoch));
+        let Some(mut report) = report else { return Some(self.heartbeat()) };
+        report.order = order;
+        report.sequence += 1;
+        report.cause = Some(no_saved_machines());
+        Some(Say::Status(report_to_wire(&report)))
     }
 
     fn assign(&self, assign: wire::Assign) -> Option<Say> {

@@ -13,6 +13,7 @@ fn assign(epoch: u64, change: impl FnOnce(&mut SandboxSpec)) -> Order {
         sandbox_id: ID.into(),
         epoch,
         spec: Some(spec::to_wire(&assigned)),
+        template_id: String::new(),
         tenant: "default".into(),
         ttl_ms: 3_600_000,
     })

@@ -7,6 +7,7 @@ use pinfold_domain::{
     Cause, Epoch, Explanation, Milestone, Node, NodeState, Phase, Reason, Sandbox, SandboxId, Verdict,
 };
 
+/// Two functions for an enum that the wire and the domain share.
 macro_rules! mirrored_enum {
     ($to:ident, $from:ident, $domain:ident, $wire:ident, $field:literal, [$($name:ident),*]) => {
         pub fn $to(value: $domain) -> wire::$wire {
@@ -22,6 +23,8 @@ macro_rules! mirrored_enum {
         }
     };
 }
+
+pub(super) use mirrored_enum;
 
 mirrored_enum!(
     phase_to_wire,
@@ -75,6 +78,7 @@ pub fn explanation_to_wire(explanation: &Explanation) -> wire::Explanation {
             .collect(),
         node_id,
         sentence: explanation.sentence(),
+        note: explanation.note.clone(),
     }
 }
 
@@ -99,6 +103,7 @@ pub fn to_wire(sandbox: &Sandbox) -> wire::Sandbox {
             })
             .collect(),
         explanation: sandbox.explanation.as_ref().map(explanation_to_wire),
+        held: sandbox.phase.holds_room().then(|| spec::resources_to_wire(&sandbox.held())),
     }
 }
 
@@ -128,6 +133,8 @@ pub struct StatusReport {
     pub cause: Option<Cause>,
     /// microseconds since the assignment reached the node
     pub milestones: Vec<(Milestone, u64)>,
+    /// the highest order that the node has taken up for this epoch
+    pub order: u64,
 }
 
 pub fn report_from_wire(status: node_wire::SandboxStatus) -> Result<StatusReport, WireError> {
@@ -141,6 +148,7 @@ pub fn report_from_wire(status: node_wire::SandboxStatus) -> Result<StatusReport
         milestones: milestones
             .map(|m| Ok((milestone_from_wire(m.milestone)?, m.since_assignment_us)))
             .collect::<Result<_, WireError>>()?,
+        order: status.order,
     })
 }
 
@@ -158,6 +166,7 @@ pub fn report_to_wire(report: &StatusReport) -> node_wire::SandboxStatus {
                 since_assignment_us,
             })
             .collect(),
+        order: report.order,
     }
 }
 
@@ -192,6 +201,7 @@ mod tests {
             phase: Phase::Failed,
             cause: Some(Cause::new(Reason::GuestPanic, "not syncing")),
             milestones: vec![(Milestone::Jailed, 1500), (Milestone::Booted, 9000)],
+            order: 4,
         };
         assert_eq!(report_from_wire(report_to_wire(&report)), Ok(report));
     }

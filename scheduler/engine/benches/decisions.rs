@@ -40,6 +40,7 @@ fn spec(number: u64) -> SandboxSpec {
         start_timeout: defaults::START_TIMEOUT,
         node_labels: BTreeMap::new(),
         io_bytes_per_second: None,
+        source: pinfold_domain::Source::Image,
     }
 }
 
@@ -136,6 +137,7 @@ fn lives(count: u64) -> f64 {
                 phase,
                 cause: None,
                 milestones: Vec::new(),
+                order: 0,
             },
         };
         engine.step(Timestamp(0), report(1, Phase::Starting));

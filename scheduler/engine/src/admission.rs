@@ -123,6 +123,9 @@ fn insert(state: &mut State, wanted: Wanted) {
         expires_at,
         timeline: Vec::new(),
         explanation: None,
+        origin: None,
+        order: 0,
+        held: None,
     };
     state.sandboxes.insert(id, Entry::new(sandbox));
     state.reach(id, Milestone::Accepted, now);

@@ -36,6 +36,8 @@ pub struct NodeReport {
     pub cause: Option<Cause>,
     /// microseconds since the assignment reached the node, by its monotonic clock
     pub milestones: Vec<(Milestone, u64)>,
+    /// the highest order that the node has taken up for this epoch
+    pub order: u64,
 }
 
 /// What a node says of itself when its session begins.

@@ -108,6 +108,27 @@ impl SandboxService for SandboxApi {
         Ok(Response::new(wire::DeleteSandboxResponse { sandbox: Some(sandbox::to_wire(&deleted)) }))
     }
 
+    async fn pause_sandbox(
+        &self,
+        _: Request<wire::PauseSandboxRequest>,
+    ) -> Result<Response<wire::PauseSandboxResponse>, Status> {
+        Err(Status::unimplemented("pause"))
+    }
+
+    async fn resume_sandbox(
+        &self,
+        _: Request<wire::ResumeSandboxRequest>,
+    ) -> Result<Response<wire::ResumeSandboxResponse>, Status> {
+        Err(Status::unimplemented("resume"))
+    }
+
+    async fn fork_sandbox(
+        &self,
+        _: Request<wire::ForkSandboxRequest>,
+    ) -> Result<Response<wire::ForkSandboxResponse>, Status> {
+        Err(Status::unimplemented("fork"))
+    }
+
     async fn stream_logs(
         &self,
         request: Request<wire::StreamLogsRequest>,

@@ -46,7 +46,8 @@ mod tests {
     #[test]
     fn a_rejection_says_why_per_filter() {
         let filters = vec![FilterCount { filter: "memory".into(), rejected: 2 }];
-        let explanation = Some(Explanation { verdict: Verdict::Never, nodes_considered: 2, filters });
+        let explanation =
+            Some(Explanation { verdict: Verdict::Never, nodes_considered: 2, filters, note: String::new() });
         let cause = Cause::new(Reason::Unplaceable, "no node could ever hold it");
         let status = rejected(Rejection { cause, explanation });
         assert_eq!(status.code(), Code::FailedPrecondition);

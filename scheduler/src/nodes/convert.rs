@@ -57,6 +57,7 @@ pub fn event(message: wire::SessionRequest, node: &NodeId, session: SessionId) -
             Ok(Event::Heartbeat { node, session, statuses: reports(heartbeat.sandboxes)? })
         }
         Message::Status(status) => Ok(Event::Report { node, session, status: report(status)? }),
+        Message::Snapshot(_) | Message::Template(_) => Ok(Event::Tick),
         Message::Refuse(refuse) => Ok(Event::Refused {
             node,
             session,
@@ -83,8 +84,9 @@ fn reports(statuses: Vec<wire::SandboxStatus>) -> Result<Vec<NodeReport>, WireEr
 }
 
 fn report(status: wire::SandboxStatus) -> Result<NodeReport, WireError> {
-    let StatusReport { sandbox_id, epoch, sequence, phase, cause, milestones } = report_from_wire(status)?;
-    Ok(NodeReport { sandbox_id, epoch, sequence, phase, cause, milestones })
+    let StatusReport { sandbox_id, epoch, sequence, phase, cause, milestones, order } =
+        report_from_wire(status)?;
+    Ok(NodeReport { sandbox_id, epoch, sequence, phase, cause, milestones, order })
 }
 
 #[cfg(test)]

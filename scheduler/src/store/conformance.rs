@@ -111,6 +111,9 @@ pub fn sandbox(number: u128, revision: u64) -> Sandbox {
         expires_at: Some(Timestamp(60_000)),
         timeline: Vec::new(),
         explanation: None,
+        origin: None,
+        order: 0,
+        held: None,
     }
 }
 
@@ -126,5 +129,6 @@ fn spec() -> SandboxSpec {
         start_timeout: Millis::from_secs(60),
         node_labels: BTreeMap::new(),
         io_bytes_per_second: None,
+        source: pinfold_domain::Source::Image,
     }
 }

@@ -1,7 +1,7 @@
 //! What the API says, in domain types.
 
 use crate::error::Error;
-use pinfold_domain::spec::SandboxSpec;
+use pinfold_domain::spec::{SandboxSpec, Source};
 use pinfold_domain::{
     Cause, Epoch, FilterCount, Milestone, Node, Phase, Resources, Revision, SandboxId, TimelineEntry,
     Timestamp,
@@ -30,10 +30,17 @@ pub struct NewSandbox {
     /// only nodes that carry all of these
     pub node_labels: BTreeMap<String, String>,
     pub io_bytes_per_second: Option<u64>,
+    /// with another source than the image, `image`, `kernel` and `resources` stay `None`
+    pub source: Source,
 }
 
 impl NewSandbox {
     pub(crate) fn into_wire(self) -> wire::SandboxSpec {
+        let (template, snapshot_id) = match self.source {
+            Source::Image => (String::new(), String::new()),
+            Source::Template(name) => (name, String::new()),
+            Source::Snapshot(id) => (String::new(), id.to_string()),
+        };
         wire::SandboxSpec {
             name: self.name.unwrap_or_default(),
             image: self.image.unwrap_or_default(),
@@ -45,6 +52,8 @@ impl NewSandbox {
             start_timeout_seconds: self.start_timeout.map(|limit| limit.as_secs()),
             node_labels: self.node_labels.into_iter().collect(),
             io_bytes_per_second: self.io_bytes_per_second,
+            template,
+            snapshot_id,
         }
     }
 }

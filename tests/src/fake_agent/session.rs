@@ -59,7 +59,7 @@ async fn session(node: &Arc<Node>) -> Result<(), tonic::Status> {
             command = commands.message() => command?,
             _ = heartbeat.tick() => {
                 // a session that is over is noticed by reading
-                let _ = node.say(Message::Heartbeat(wire::Heartbeat { sandboxes: node.statuses() }));
+                let _ = node.say(Message::Heartbeat(wire::Heartbeat { sandboxes: node.statuses(), ..Default::default() }));
                 continue;
             }
         };
@@ -79,7 +79,7 @@ async fn session(node: &Arc<Node>) -> Result<(), tonic::Status> {
 
 /// Reads no more, so that writing is how it notices the end.
 async fn deaf(node: &Node) -> Result<(), tonic::Status> {
-    while node.say(Message::Heartbeat(wire::Heartbeat { sandboxes: node.statuses() })) {
+    while node.say(Message::Heartbeat(wire::Heartbeat { sandboxes: node.statuses(), ..Default::default() })) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Err(tonic::Status::unavailable("the session was cut"))
@@ -98,7 +98,13 @@ fn obey(node: &Node, command: Command) {
             node.forget(&forget.sandbox_id);
             node.stats.send_modify(|stats| stats.forgotten += 1);
         }
-        Command::OpenRelay(_) => {}
+        Command::OpenRelay(_)
+        | Command::Pause(_)
+        | Command::Resume(_)
+        | Command::TakeSnapshot(_)
+        | Command::DropSnapshot(_)
+        | Command::PrepareTemplate(_)
+        | Command::DropTemplate(_) => {}
     }
 }
 

@@ -159,6 +159,7 @@ impl Client {
                 start_timeout: Millis::from_secs(5),
                 node_labels: BTreeMap::new(),
                 io_bytes_per_second: None,
+                source: pinfold_domain::Source::Image,
             },
             sandbox: None,
             rejected: None,

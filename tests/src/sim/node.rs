@@ -296,6 +296,7 @@ impl Instance {
             phase: self.phase,
             cause: self.cause.clone(),
             milestones: self.milestones.clone(),
+            order: 0,
         }
     }
 }

@@ -43,6 +43,7 @@ fn spec() -> SandboxSpec {
         start_timeout: defaults::START_TIMEOUT,
         node_labels: BTreeMap::new(),
         io_bytes_per_second: None,
+        source: pinfold_domain::Source::Image,
     }
 }
 
@@ -72,6 +73,7 @@ fn status(sandbox: &Sandbox, sequence: u64, phase: Phase) -> NodeReport {
         phase,
         cause: None,
         milestones: Vec::new(),
+        order: sandbox.order,
     }
 }
 

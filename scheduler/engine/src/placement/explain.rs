@@ -37,6 +37,6 @@ impl Counts {
         let filters = counted
             .map(|(filter, rejected)| FilterCount { filter: filter.name().to_owned(), rejected })
             .collect();
-        Explanation { verdict, nodes_considered: self.considered, filters }
+        Explanation { verdict, nodes_considered: self.considered, filters, note: String::new() }
     }
 }

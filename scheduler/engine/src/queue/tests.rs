@@ -16,6 +16,7 @@ fn requirement(kind: u64) -> Requirement {
         start_timeout: defaults::START_TIMEOUT,
         node_labels: BTreeMap::new(),
         io_bytes_per_second: None,
+        source: pinfold_domain::Source::Image,
     };
     Requirement::new(&spec, BTreeSet::new())
 }

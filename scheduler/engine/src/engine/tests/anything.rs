@@ -92,6 +92,7 @@ impl Anything {
             phase: said.phase,
             cause: said.with_cause.then(|| Cause::new(Reason::GuestPanic, "so it says")),
             milestones: Milestone::ALL.map(|milestone| (milestone, said.since_us)).to_vec(),
+            order: 0,
         }
     }
 
