@@ -4,6 +4,7 @@ mod devices;
 
 use crate::acpi::{self, MmioWindow};
 use crate::boot::{self, BootError};
+use crate::confinement::ConfinementError;
 use crate::control::ControlServer;
 use crate::descriptors::{DescriptorError, Descriptors};
 use crate::devices::bus::Bus;
@@ -24,7 +25,7 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
 use pinfold_vmm_api::config::limits;
 use pinfold_vmm_api::console::Writer;
-use pinfold_vmm_api::control::{ExitReason, StartTiming};
+use pinfold_vmm_api::control::{Confinement, ExitReason, StartTiming};
 use pinfold_vmm_api::{MachineConfig, MachineConfigError};
 use std::fs::File;
 use std::io;
@@ -61,6 +62,8 @@ pub enum BuildError {
     #[error("ACPI tables cannot be written: {0}")]
     Acpi(vm_memory::GuestMemoryError),
     #[error("{0}")]
+    Confinement(#[from] ConfinementError),
+    #[error("{0}")]
     Seccomp(#[from] seccomp::SeccompError),
     #[error("cannot {act}: {source}")]
     Host { act: &'static str, source: io::Error },
@@ -80,7 +83,9 @@ impl BuildError {
             Self::Memory(MemoryError::NotHuge { .. } | MemoryError::NoHugePages { .. }) => {
                 ExitReason::BadConfig
             }
-            Self::Memory(_) | Self::Acpi(_) | Self::Seccomp(_) | Self::Host { .. } => ExitReason::Internal,
+            Self::Memory(_) | Self::Acpi(_) | Self::Confinement(_) | Self::Seccomp(_) | Self::Host { .. } => {
+                ExitReason::Internal
+            }
         }
     }
 }
@@ -93,11 +98,13 @@ fn kvm(act: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
     move |source| BuildError::Kvm { act, source }
 }
 
-/// Builds the machine. `smaps`: the process's own, if there is one; `began`: when the process did.
+/// Builds the machine. `smaps`: the process's own, if there is one; `confinement`: what is in force, to be told; `began`:
+/// when the process did.
 pub fn build(
     config: &MachineConfig,
     descriptors: Descriptors,
     smaps: Option<File>,
+    confinement: Confinement,
     began: Instant,
 ) -> Result<Machine, BuildError> {
     let mut timing = StartTiming::default();
@@ -141,7 +148,7 @@ pub fn build(
         let (bus, ending, metrics) = (Arc::clone(&bus), Arc::clone(&ending), Arc::clone(&metrics));
         vcpus.push(Vcpu { id, fd, bus, ending, metrics });
     }
-    let filters = if config.without_seccomp { None } else { Some((seccomp::devices()?, seccomp::vcpu()?)) };
+    let bindings = seccomp::bindings(!config.without_seccomp)?;
     timing.devices_ready_us = micros_since(began);
     let shared = Shared {
         meter: MemoryMeter::new(smaps, &memory),
@@ -152,10 +159,11 @@ pub fn build(
         metrics,
         signals,
         timing,
+        confinement,
         began,
     };
     let control = ControlServer::new(descriptors.control).map_err(host("listen on the control socket"))?;
-    Ok(Machine::new(vm, memory, vcpus, transports, control, filters, shared))
+    Ok(Machine::new(vm, memory, vcpus, transports, control, bindings, shared))
 }
 
 pub(crate) fn micros_since(began: Instant) -> u64 {

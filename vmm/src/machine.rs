@@ -13,13 +13,13 @@ use crate::events::Teller;
 use crate::memory::GuestMemory;
 use crate::memory_use::MemoryMeter;
 use crate::metrics::Metrics;
-use crate::seccomp;
+use crate::seccomp::{Bindings, Thread};
 use crate::signals::Signals;
 use crate::vcpu::Vcpu;
 use kvm_ioctls::VmFd;
 use pinfold_vmm_api::console::Writer;
 use pinfold_vmm_api::control::{
-    ExitReason, ExitRecord, MachineState, Request, Response, StartTiming, Status,
+    Confinement, ExitReason, ExitRecord, MachineState, Request, Response, StartTiming, Status,
 };
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -80,6 +80,7 @@ pub struct Shared {
     pub teller: Teller,
     pub signals: Signals,
     pub timing: StartTiming,
+    pub confinement: Confinement,
     pub began: Instant,
 }
 
@@ -92,6 +93,7 @@ impl Shared {
             memory: self.meter.measure(),
             counters: self.metrics.snapshot(),
             events: self.metrics.events.counts(),
+            confinement: self.confinement,
         }
     }
 
@@ -124,7 +126,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     transports: Vec<Arc<Transport>>,
     control: ControlServer,
-    filters: Option<(seccomp::Filter, seccomp::Filter)>,
+    bindings: Bindings,
     shared: Shared,
 }
 
@@ -135,10 +137,15 @@ impl Machine {
         vcpus: Vec<Vcpu>,
         transports: Vec<Arc<Transport>>,
         control: ControlServer,
-        filters: Option<(seccomp::Filter, seccomp::Filter)>,
+        bindings: Bindings,
         shared: Shared,
     ) -> Self {
-        Self { _vm: vm, _memory: memory, vcpus, transports, control, filters, shared }
+        Self { _vm: vm, _memory: memory, vcpus, transports, control, bindings, shared }
+    }
+
+    /// See [`crate::process::Options::once_bound`].
+    pub fn call_once_bound(&mut self, call: fn(Thread)) {
+        self.bindings.call_once_bound(call);
     }
 
     /// Runs the guest to its end and says how it came. Threads of vCPUs may still be in the guest when it returns: the
@@ -160,14 +167,11 @@ impl Machine {
         let vcpus = std::mem::take(&mut self.vcpus);
         let ready = Arc::new(Barrier::new(vcpus.len() + 1));
         let gate = Arc::new(Barrier::new(vcpus.len() + 1));
-        let (devices, vcpu) = self.filters.take().unzip();
         for each in vcpus {
-            each.spawn(vcpu.clone(), Arc::clone(&ready), Arc::clone(&gate))?;
+            each.spawn(self.bindings.vcpu.clone(), Arc::clone(&ready), Arc::clone(&gate))?;
         }
         ready.wait();
-        if let Some(filter) = devices {
-            seccomp::install(&filter).map_err(io::Error::other)?;
-        }
+        self.bindings.devices.bind().map_err(io::Error::other)?;
         self.shared.timing.first_run_us = micros_since(self.shared.began);
         gate.wait();
         Ok(epoll)

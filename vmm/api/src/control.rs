@@ -149,6 +149,17 @@ pub struct Status {
     /// those that were seen
     #[serde(default)]
     pub events: Vec<EventCount>,
+    #[serde(default)]
+    pub confinement: Confinement,
+}
+
+/// What holds the VMM beside its jail.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confinement {
+    /// the version of Landlock that is in force; none where the host's kernel has it not or has it switched off
+    pub landlock_version: Option<u32>,
+    /// every thread is bound by its seccomp filter
+    pub seccomp: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,8 @@ use super::{Rule, When};
 
 /// `FIONBIO`: how the standard library makes a socket non-blocking.
 const FIONBIO: u64 = 0x5421;
+/// The only type of socket that is made.
+const STREAM: u64 = (libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) as u64;
 
 pub(super) const RULES: &[Rule] = &[
     Rule { call: libc::SYS_epoll_wait, when: &[], why: "the event loop" },
@@ -16,15 +18,34 @@ pub(super) const RULES: &[Rule] = &[
     Rule { call: libc::SYS_fdatasync, when: &[], why: "disk flushes" },
     Rule { call: libc::SYS_mincore, when: &[], why: "resident guest memory, where there is no /proc" },
     Rule { call: libc::SYS_getrandom, when: &[], why: "the entropy device" },
-    Rule { call: libc::SYS_accept4, when: &[], why: "control and vsock connections of the host" },
+    Rule {
+        call: libc::SYS_accept4,
+        when: &[When::Is { argument: 3, value: libc::SOCK_CLOEXEC as u64 }],
+        why: "control and vsock connections of the host",
+    },
     Rule {
         call: libc::SYS_socket,
-        when: &[When::Is { argument: 0, value: libc::AF_UNIX as u64 }],
+        when: &[
+            When::Is { argument: 0, value: libc::AF_UNIX as u64 },
+            When::Is { argument: 1, value: STREAM },
+        ],
         why: "a guest connects to a port of the host, which is a Unix socket",
     },
-    Rule { call: libc::SYS_connect, when: &[], why: "the same" },
-    Rule { call: libc::SYS_recvfrom, when: &[], why: "control and vsock connections" },
-    Rule { call: libc::SYS_sendto, when: &[], why: "control and vsock connections" },
+    Rule {
+        call: libc::SYS_connect,
+        when: &[],
+        why: "the same; no socket but of the family above can be made",
+    },
+    Rule {
+        call: libc::SYS_recvfrom,
+        when: &[When::Null { argument: 4 }],
+        why: "control and vsock connections",
+    },
+    Rule {
+        call: libc::SYS_sendto,
+        when: &[When::Null { argument: 4 }],
+        why: "control and vsock connections, to no other address",
+    },
     Rule { call: libc::SYS_shutdown, when: &[], why: "half-closed vsock connections" },
     Rule {
         call: libc::SYS_ioctl,

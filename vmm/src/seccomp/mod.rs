@@ -1,19 +1,29 @@
 //! What system calls each thread may make once the guest runs. Everything else ends the process.
 //!
-//! A filter is a table of rules, each with its reason. The filters are compiled before the threads start and installed
-//! by each thread for itself, before the first guest instruction.
+//! A filter is a table of rules, each with its reason and with conditions on arguments as tight as the call allows. The
+//! filters are compiled before the threads start and installed by each thread for itself, before the first guest
+//! instruction; no thread starts after that.
+//!
+//! ```text
+//!   common   allocator, locks, the end            every thread
+//!   devices  the event loop and all devices       the main thread
+//!   vcpu     KVM_RUN                              one for each vCPU
+//! ```
 
+mod common;
+mod compile;
 mod devices;
 mod vcpu;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
-};
-use std::collections::BTreeMap;
+use seccompiler::BpfProgram;
+use std::sync::Arc;
 
-/// A compiled filter.
-pub type Filter = BpfProgram;
+/// A kind of thread, by what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Thread {
+    Devices,
+    Vcpu,
+}
 
 /// A system call, under which conditions on its arguments, and why. No condition means always.
 struct Rule {
@@ -23,96 +33,79 @@ struct Rule {
     why: &'static str,
 }
 
-/// A condition on one argument.
+/// A condition on one argument. All but [`When::Null`] look at the low 32 bits, which is what the kernel takes there.
 enum When {
-    /// the low 32 bits are this value
+    /// this value
     Is { argument: u8, value: u64 },
     /// none of these bits is set
     Without { argument: u8, bits: u64 },
+    /// of these bits exactly those of `value` are set
+    Of { argument: u8, bits: u64, value: u64 },
+    /// a null pointer, in all 64 bits
+    Null { argument: u8 },
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {
-    #[error("the seccomp filter of {thread} threads cannot be compiled")]
-    Compile { thread: &'static str, source: seccompiler::BackendError },
+    #[error("the seccomp filter of {thread:?} threads cannot be compiled")]
+    Compile { thread: Thread, source: seccompiler::BackendError },
     #[error("the seccomp filter cannot be installed")]
     Install(#[source] seccompiler::Error),
 }
 
-/// The filter of the device thread, which is the main thread.
-pub fn devices() -> Result<Filter, SeccompError> {
-    compile("device", &[COMMON, devices::RULES])
+impl Thread {
+    /// The rules that hold there.
+    fn rules(self) -> impl Iterator<Item = &'static Rule> {
+        let own = match self {
+            Self::Devices => devices::RULES,
+            Self::Vcpu => vcpu::RULES,
+        };
+        common::RULES.iter().chain(own)
+    }
 }
 
-/// The filter of vCPU threads.
-pub fn vcpu() -> Result<Filter, SeccompError> {
-    compile("vCPU", &[COMMON, vcpu::RULES])
+/// What binds one kind of thread.
+#[derive(Debug, Clone)]
+pub struct Binding {
+    thread: Thread,
+    program: Option<Arc<BpfProgram>>,
+    once_bound: Option<fn(Thread)>,
 }
 
-/// Binds the calling thread for ever.
-pub fn install(filter: &Filter) -> Result<(), SeccompError> {
-    seccompiler::apply_filter(filter).map_err(SeccompError::Install)
+/// One for each kind of thread.
+#[derive(Debug)]
+pub struct Bindings {
+    pub devices: Binding,
+    pub vcpu: Binding,
 }
 
-/// Every thread: memory for the allocator, locks, clocks, the end.
-const COMMON: &[Rule] = &[
-    Rule { call: libc::SYS_futex, when: &[], why: "locks and barriers between the threads" },
-    Rule { call: libc::SYS_write, when: &[], why: "eventfds; the last words of a panic on standard error" },
-    Rule {
-        call: libc::SYS_pwrite64,
-        when: &[],
-        why: "the console ring; the exit record, also of a thread that panics",
-    },
-    Rule { call: libc::SYS_brk, when: &[], why: "the allocator grows the heap" },
-    Rule {
-        call: libc::SYS_mmap,
-        when: &[When::Without { argument: 2, bits: libc::PROT_EXEC as u64 }],
-        why: "the allocator maps large blocks and arenas, never executable ones",
-    },
-    Rule {
-        call: libc::SYS_mprotect,
-        when: &[When::Without { argument: 2, bits: libc::PROT_EXEC as u64 }],
-        why: "the allocator grows an arena, never an executable one",
-    },
-    Rule { call: libc::SYS_munmap, when: &[], why: "the allocator gives large blocks back" },
-    Rule { call: libc::SYS_mremap, when: &[], why: "the allocator resizes large blocks" },
-    Rule {
-        call: libc::SYS_madvise,
-        when: &[When::Is { argument: 2, value: libc::MADV_DONTNEED as u64 }],
-        why: "the allocator trims an arena",
-    },
-    Rule { call: libc::SYS_clock_gettime, when: &[], why: "time, where the host has no vDSO clock" },
-    Rule { call: libc::SYS_rt_sigreturn, when: &[], why: "return from a signal handler" },
-    Rule { call: libc::SYS_rt_sigprocmask, when: &[], why: "abort blocks signals" },
-    Rule { call: libc::SYS_gettid, when: &[], why: "abort and panic name the thread" },
-    Rule { call: libc::SYS_getpid, when: &[], why: "abort signals its own process" },
-    Rule { call: libc::SYS_tgkill, when: &[], why: "abort signals its own thread" },
-    Rule { call: libc::SYS_exit_group, when: &[], why: "the end of the process" },
-];
+/// Compiles the filters, unless the threads are to go without.
+pub fn bindings(with_filters: bool) -> Result<Bindings, SeccompError> {
+    let bind = |thread| {
+        let program = if with_filters { Some(Arc::new(compile::compile(thread)?)) } else { None };
+        Ok(Binding { thread, program, once_bound: None })
+    };
+    Ok(Bindings { devices: bind(Thread::Devices)?, vcpu: bind(Thread::Vcpu)? })
+}
 
-fn compile(thread: &'static str, tables: &[&[Rule]]) -> Result<Filter, SeccompError> {
-    let failed = |source| SeccompError::Compile { thread, source };
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for rule in tables.iter().copied().flatten() {
-        let alternatives = rules.entry(rule.call).or_default();
-        if !rule.when.is_empty() {
-            let conditions: Result<Vec<_>, _> = rule.when.iter().map(condition).collect();
-            alternatives.push(SeccompRule::new(conditions.map_err(failed)?).map_err(failed)?);
+impl Bindings {
+    pub fn call_once_bound(&mut self, call: fn(Thread)) {
+        for binding in [&mut self.devices, &mut self.vcpu] {
+            binding.once_bound = Some(call);
         }
     }
-    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)
-        .and_then(TryInto::try_into)
-        .map_err(failed)
 }
 
-fn condition(when: &When) -> Result<SeccompCondition, seccompiler::BackendError> {
-    match when {
-        When::Is { argument, value } => {
-            SeccompCondition::new(*argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value)
+impl Binding {
+    /// Binds the calling thread for ever.
+    pub fn bind(&self) -> Result<(), SeccompError> {
+        if let Some(program) = &self.program {
+            seccompiler::apply_filter(program).map_err(SeccompError::Install)?;
         }
-        When::Without { argument, bits } => {
-            SeccompCondition::new(*argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(*bits), 0)
+        if let Some(call) = self.once_bound {
+            call(self.thread);
         }
+        Ok(())
     }
 }
 

@@ -15,7 +15,7 @@ pub mod registers;
 use crate::devices::bus::Bus;
 use crate::ending::Ending;
 use crate::metrics::Metrics;
-use crate::seccomp;
+use crate::seccomp::Binding;
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
     KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
@@ -46,21 +46,21 @@ enum Next {
 }
 
 impl Vcpu {
-    /// Starts the thread. It installs `filter`, meets the others at `ready`, and runs the guest after `gate`.
+    /// Starts the thread. It is bound by `binding`, meets the others at `ready`, and runs the guest after `gate`.
     pub fn spawn(
         mut self,
-        filter: Option<seccomp::Filter>,
+        binding: Binding,
         ready: Arc<Barrier>,
         gate: Arc<Barrier>,
     ) -> io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name(format!("vcpu{}", self.id)).spawn(move || {
-            let installed = filter.is_none_or(|filter| seccomp::install(&filter).is_ok());
-            if !installed {
+            let bound = binding.bind().is_ok();
+            if !bound {
                 self.ending.state(ExitReason::Internal, "a vCPU thread cannot install its seccomp filter");
             }
             ready.wait();
             gate.wait();
-            if installed {
+            if bound {
                 self.run();
             }
             park();
