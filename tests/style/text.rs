@@ -5,7 +5,7 @@ use crate::{Findings, rust, tree};
 
 /// Files whose content is given by a tool or by others.
 fn is_given(path: &str) -> bool {
-    path == "Cargo.lock" || path == "LICENSE" || path.ends_with("-lock.json")
+    path.ends_with("Cargo.lock") || path == "LICENSE" || path.ends_with("-lock.json")
 }
 
 /// First half, second half, why.

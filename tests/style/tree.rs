@@ -62,11 +62,12 @@ fn walk(root: &Path, folder: &Path, files: &mut Vec<File>) {
         let Ok(metadata) = path.symlink_metadata() else { continue };
         if metadata.is_dir() {
             let made = matches!(relative.as_str(), "build" | ".git");
-            if !made && !matches!(entry.file_name().to_str(), Some("target" | "node_modules" | "__pycache__"))
-            {
+            // a corpus holds inputs that a fuzzer made
+            let skipped = ["target", "node_modules", "__pycache__", "corpus"];
+            if !made && !entry.file_name().to_str().is_some_and(|name| skipped.contains(&name)) {
                 walk(root, &path, files);
             }
-        } else if metadata.is_file() && metadata.len() <= MAX_FILE_BYTES {
+        } else if relative != ".git" && metadata.is_file() && metadata.len() <= MAX_FILE_BYTES {
             let Ok(bytes) = std::fs::read(&path) else { continue };
             if let Ok(text) = String::from_utf8(bytes) {
                 files.push(File { path: relative, text });
