@@ -28,7 +28,7 @@ impl Rig {
     fn serve(&mut self) -> Vec<Request> {
         let mut seen = Vec::new();
         for _ in 0..40 {
-            self.server.serve(&mut |request| {
+            self.server.serve(&mut |request, _| {
                 seen.push(request);
                 Response::Killed
             });

@@ -11,6 +11,7 @@
 //! The driver may only add status bits, in this order, or write 0. Features are fixed at FEATURES_OK, the set-up of
 //! queues at DRIVER_OK and, for each, while it is ready. What breaks these rules is ignored and counted.
 
+pub mod persist;
 mod state;
 
 use super::interrupt::Interrupt;

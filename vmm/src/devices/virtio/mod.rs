@@ -7,6 +7,7 @@ pub mod block;
 pub mod chain;
 pub mod interrupt;
 pub mod mmio;
+pub mod persist;
 pub mod queue;
 pub mod rng;
 pub mod vsock;
@@ -16,6 +17,7 @@ pub mod driver;
 
 use crate::memory::GuestMemory;
 use interrupt::Interrupt;
+use persist::{DeviceState, DeviceStateError};
 use queue::{BrokenQueue, VirtQueue};
 use std::os::fd::RawFd;
 
@@ -88,4 +90,17 @@ pub trait VirtioDevice: Send {
         let _ = io;
         Ok(Progress::Done)
     }
+
+    /// Finishes what is in flight, however much it is: neither guest memory nor a file of the host changes after this
+    /// until the next event.
+    fn quiesce(&mut self, io: &mut DeviceIo<'_>) -> Result<(), BrokenQueue> {
+        let _ = io;
+        Ok(())
+    }
+
+    /// What a snapshot keeps of a device at rest.
+    fn save(&self) -> DeviceState;
+
+    /// Takes over what [`Self::save`] of another process told.
+    fn restore(&mut self, saved: &DeviceState) -> Result<(), DeviceStateError>;
 }

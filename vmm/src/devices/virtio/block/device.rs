@@ -1,5 +1,6 @@
 //! State and configuration of a block device.
 
+use crate::devices::virtio::persist::{DeviceState, DeviceStateError};
 use crate::devices::virtio::queue::BrokenQueue;
 use crate::devices::virtio::{DeviceIo, Progress, TYPE_BLOCK, VirtioDevice};
 use crate::metrics::Metrics;
@@ -96,5 +97,13 @@ impl VirtioDevice for Block {
 
     fn queue_event(&mut self, queue: usize, io: &mut DeviceIo<'_>) -> Result<Progress, BrokenQueue> {
         self.requests(queue, io)
+    }
+
+    fn save(&self) -> DeviceState {
+        self.state()
+    }
+
+    fn restore(&mut self, saved: &DeviceState) -> Result<(), DeviceStateError> {
+        self.check(saved)
     }
 }

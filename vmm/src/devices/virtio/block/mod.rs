@@ -3,6 +3,7 @@
 pub mod device;
 pub mod events;
 pub mod metrics;
+pub mod persist;
 mod transfer;
 
 #[cfg(test)]
