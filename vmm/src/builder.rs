@@ -164,7 +164,7 @@ pub fn build(
     };
     let control = ControlServer::new(descriptors.control).map_err(host("listen on the control socket"))?;
     let begin = Begin::Boot;
-    let parts = Parts { vm, memory, vcpus, bus, transports, control, bindings, shared, begin };
+    let parts = Parts { vm, memory, vcpus, transports, control, bindings, shared, begin };
     Machine::new(parts).map_err(host("make an event loop"))
 }
 

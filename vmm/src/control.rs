@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// The node agent has one; a person with a tool may have another.
 pub const MAX_CONNECTIONS: usize = 8;
@@ -131,7 +131,14 @@ impl AsRawFd for ControlServer {
 
 impl Connection {
     fn new(stream: UnixStream) -> Self {
-        Self { stream, input: Vec::new(), output: Vec::new(), descriptors: Vec::new(), watches: false, behind: false }
+        Self {
+            stream,
+            input: Vec::new(),
+            output: Vec::new(),
+            descriptors: Vec::new(),
+            watches: false,
+            behind: false,
+        }
     }
 
     /// Writes `events` out as far as the peer takes them. False when the connection is over.

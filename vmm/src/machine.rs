@@ -12,7 +12,6 @@ mod token;
 mod works;
 
 use crate::control::ControlServer;
-use crate::devices::bus::Bus;
 use crate::devices::console::{ConsoleBuffer, FLUSH_INTERVAL};
 use crate::devices::virtio::mmio::Transport;
 use crate::ending::Ending;
@@ -79,7 +78,6 @@ pub struct Parts {
     pub vm: VmFd,
     pub memory: GuestMemory,
     pub vcpus: Vec<Vcpu>,
-    pub bus: Arc<Bus>,
     pub transports: Vec<Arc<Transport>>,
     pub control: ControlServer,
     pub bindings: Bindings,
@@ -96,12 +94,11 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(parts: Parts) -> io::Result<Self> {
-        let Parts { vm, memory, vcpus, bus, transports, control, bindings, shared, begin } = parts;
+        let Parts { vm, memory, vcpus, transports, control, bindings, shared, begin } = parts;
         let works = Works {
-            vm,
-            memory,
+            _vm: vm,
+            _memory: memory,
             crew: Crew::new(vcpus),
-            bus,
             transports,
             shared,
             epoll: Epoll::new()?,
@@ -205,4 +202,3 @@ impl Machine {
         }
     }
 }
-

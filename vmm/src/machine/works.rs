@@ -6,7 +6,6 @@
 use super::Shared;
 use super::token::Token;
 use crate::builder::micros_since;
-use crate::devices::bus::Bus;
 use crate::devices::virtio::mmio::Transport;
 use crate::memory::GuestMemory;
 use crate::vcpu::crew::Crew;
@@ -18,10 +17,10 @@ use std::sync::Arc;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 pub(super) struct Works {
-    pub vm: VmFd,
-    pub memory: GuestMemory,
+    /// the virtual machine and its memory live as long as the vCPUs run
+    pub _vm: VmFd,
+    pub _memory: GuestMemory,
     pub crew: Crew,
-    pub bus: Arc<Bus>,
     pub transports: Vec<Arc<Transport>>,
     pub shared: Shared,
     pub epoll: Epoll,

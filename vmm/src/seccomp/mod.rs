@@ -13,6 +13,7 @@
 mod common;
 mod compile;
 mod devices;
+mod kvm;
 mod vcpu;
 
 use seccompiler::BpfProgram;

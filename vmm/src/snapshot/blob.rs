@@ -22,8 +22,7 @@ impl Blob {
 
     /// The structure that [`Self::of`] was given.
     pub fn read<T: FromBytes>(&self) -> Result<T, WrongSize> {
-        T::read_from_bytes(&self.0)
-            .map_err(|_| WrongSize { bytes: self.0.len(), wanted: size_of::<T>() })
+        T::read_from_bytes(&self.0).map_err(|_| WrongSize { bytes: self.0.len(), wanted: size_of::<T>() })
     }
 
     /// The slice that [`Self::of`] was given.

@@ -18,11 +18,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{Killable, register_signal_handler};
 
 /// How long a vCPU may take to leave the guest, or to tell its state. KVM does both in microseconds; emulated hardware
 /// needs milliseconds. Past it the machine has to end.
 pub const HALT_TIME: Duration = Duration::from_secs(10);
+/// Interrupts KVM_RUN. From outside the process it does nothing.
+pub const HALT_SIGNAL: libc::c_int = libc::SIGUSR1;
 /// Orders and words of one thread that are on their way at most: it has at most one, and one more from before its end.
 const QUEUED: usize = 2;
 
@@ -80,7 +82,7 @@ impl Crew {
 
     /// Starts the threads. When it returns each is bound by `binding` and halted.
     pub fn start(&mut self, binding: &Binding) -> Result<(), CrewError> {
-        register_signal_handler(SIGRTMIN(), super::on_halt_signal)
+        register_signal_handler(HALT_SIGNAL, super::on_halt_signal)
             .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         for vcpu in std::mem::take(&mut self.waiting) {
             let (orders, receiver) = sync_channel(QUEUED);
@@ -105,10 +107,7 @@ impl Crew {
     pub fn halt(&self) -> Result<(), CrewError> {
         self.halt.store(true, Ordering::SeqCst);
         for member in &self.members {
-            member
-                .thread
-                .kill(SIGRTMIN())
-                .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+            member.thread.kill(HALT_SIGNAL).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         }
         self.hear_halted()
     }

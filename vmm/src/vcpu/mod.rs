@@ -44,11 +44,7 @@ thread_local! {
 }
 
 /// A signal that comes just before KVM_RUN must end it as well as one that comes within.
-pub(crate) extern "C" fn on_halt_signal(
-    _: libc::c_int,
-    _: *mut libc::siginfo_t,
-    _: *mut libc::c_void,
-) {
+pub(crate) extern "C" fn on_halt_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
         // SAFETY: the thread set it to a byte of its vCPU's kvm_run page, which is mapped as long as the thread lives.

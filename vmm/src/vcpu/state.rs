@@ -42,9 +42,11 @@ pub enum StateError {
     Size { what: &'static str, source: WrongSize },
     #[error("KVM refused model specific register {index:#x} of a vCPU with {value:#x}")]
     Msr { index: u32, value: u64 },
-    #[error("more than {} model specific registers", Msrs::max_len())]
-    TooManyMsrs,
-    #[error("the guest's time stamp counter runs at {saved} kHz, that of this host at {host} and cannot be scaled")]
+    #[error("{0} model specific registers are more than KVM takes at once")]
+    TooManyMsrs(usize),
+    #[error(
+        "the guest's time stamp counter runs at {saved} kHz, that of this host at {host} and cannot be scaled"
+    )]
     Tsc { saved: u32, host: u32 },
 }
 
@@ -101,7 +103,7 @@ fn read_msrs(vcpu: &VcpuFd, wanted: &[u32]) -> Result<Vec<kvm_msr_entry>, StateE
     while !left.is_empty() {
         let entries: Vec<_> =
             left.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
-        let mut msrs = Msrs::from_entries(&entries).map_err(|_| StateError::TooManyMsrs)?;
+        let mut msrs = Msrs::from_entries(&entries).map_err(|_| StateError::TooManyMsrs(left.len()))?;
         let count = vcpu
             .get_msrs(&mut msrs)
             .map_err(refused("to tell the", "model specific registers"))?
@@ -131,8 +133,7 @@ pub fn restore(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), StateError> {
     vcpu.set_debug_regs(&state.debug_regs.read().map_err(size("debug registers"))?)
         .map_err(set("debug registers"))?;
     vcpu.set_lapic(&lapic).map_err(set("local APIC"))?;
-    let mut msrs: Vec<kvm_msr_entry> =
-        state.msrs.read_all().map_err(size("model specific registers"))?;
+    let mut msrs: Vec<kvm_msr_entry> = state.msrs.read_all().map_err(size("model specific registers"))?;
     arm_lost_deadline(&mut msrs, timer_mode(&lapic));
     write_msrs(vcpu, &msrs)?;
     vcpu.set_vcpu_events(&state.events.read().map_err(size("events"))?).map_err(set("events"))
@@ -172,7 +173,7 @@ fn arm_lost_deadline(msrs: &mut [kvm_msr_entry], timer_mode: u32) {
 fn write_msrs(vcpu: &VcpuFd, wanted: &[kvm_msr_entry]) -> Result<(), StateError> {
     let mut left = wanted;
     while !left.is_empty() {
-        let msrs = Msrs::from_entries(left).map_err(|_| StateError::TooManyMsrs)?;
+        let msrs = Msrs::from_entries(left).map_err(|_| StateError::TooManyMsrs(left.len()))?;
         let count = vcpu.set_msrs(&msrs).map_err(refused("the", "model specific registers"))?;
         if let Some(stopped_at) = left.get(count) {
             let has = read_msrs(vcpu, &[stopped_at.index])?;

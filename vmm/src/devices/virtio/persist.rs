@@ -22,7 +22,9 @@ pub enum DeviceStateError {
     Queues { saved: usize, configured: usize },
     #[error("queue {queue} of the saved device does not fit: {why}")]
     Queue { queue: usize, why: &'static str },
-    #[error("the saved driver has agreed to features {saved:#x}, of which the device offers only {offered:#x}")]
+    #[error(
+        "the saved driver has agreed to features {saved:#x}, of which the device offers only {offered:#x}"
+    )]
     Features { saved: u64, offered: u64 },
     #[error("{what} of the saved device is {saved}, that of the configured one {configured}")]
     Differs { what: &'static str, saved: u64, configured: u64 },

@@ -4,6 +4,7 @@ use super::chain::{BrokenChain, Chain};
 use crate::memory::GuestMemory;
 use std::sync::atomic::Ordering;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
 /// A fault after which the ring cannot be trusted: the device needs a reset (virtio 1.2, 2.1.2).
 #[derive(Debug, thiserror::Error)]

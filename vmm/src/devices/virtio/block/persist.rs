@@ -17,8 +17,7 @@ impl Block {
 
     pub(super) fn check(&self, saved: &DeviceState) -> Result<(), DeviceStateError> {
         let DeviceState::Block(saved) = saved else { return Err(DeviceStateError::Variant) };
-        let differs =
-            |what, saved, configured| Err(DeviceStateError::Differs { what, saved, configured });
+        let differs = |what, saved, configured| Err(DeviceStateError::Differs { what, saved, configured });
         if saved.sectors != self.sectors {
             return differs("sectors", saved.sectors, self.sectors);
         }

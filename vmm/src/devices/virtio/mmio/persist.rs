@@ -2,9 +2,9 @@
 
 use super::state::RegisterState;
 use super::{State, Transport};
+use crate::devices::virtio::DeviceIo;
 use crate::devices::virtio::interrupt::{CONFIG_CHANGE, USED_BUFFER};
 use crate::devices::virtio::persist::{DeviceState, DeviceStateError};
-use crate::devices::virtio::{DeviceIo, VirtioDevice as _};
 use serde::{Deserialize, Serialize};
 
 /// One device in its window.

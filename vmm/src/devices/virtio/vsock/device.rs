@@ -2,8 +2,8 @@
 
 use super::connection::{Connection, Phase};
 use super::host::Handshake;
-use super::persist::ResetNotice;
 use super::packet::{HOST_CID, Header, TYPE_STREAM};
+use super::persist::ResetNotice;
 use crate::devices::virtio::persist::{DeviceState, DeviceStateError};
 use crate::devices::virtio::queue::BrokenQueue;
 use crate::devices::virtio::{DeviceIo, Progress, TYPE_VSOCK, VirtioDevice};

@@ -32,7 +32,9 @@ pub(super) enum ResetNotice {
     None,
     Due,
     /// the index of the event queue's available ring when the event was put into it
-    Sent { available: u16 },
+    Sent {
+        available: u16,
+    },
 }
 
 impl VsockDevice {
