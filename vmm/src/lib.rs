@@ -28,5 +28,4 @@ pub mod process;
 pub mod record;
 pub mod seccomp;
 pub mod signals;
-pub mod snapshot;
 pub mod vcpu;

@@ -46,7 +46,7 @@ pub fn block(data: &[u8]) {
     let metrics = Arc::new(Metrics::default());
     let disk = memory_file(&[]);
     disk.set_len(DISK_BYTES).expect("memory for a small disk");
-    let device = Block::new(disk, "fuzz", first & 1 == 1, Arc::clone(&metrics)).expect("a disk");
+    let device = Block::new(disk, "fuzz", first & 1 == 1, true, Arc::clone(&metrics)).expect("a disk");
     let mut driven = ops::driven(Box::new(device), metrics);
     ops::play(&mut driven, &operations(rest));
 }
@@ -131,7 +131,7 @@ pub fn vsock_packets(data: &[u8]) {
     let mut streams: Vec<UnixStream> = Vec::new();
     for step in steps.iter().take(PACKETS_MAX) {
         peer(step, &mut sockets, &mut streams);
-        sockets.driven.transport.host_event();
+        sockets.driven.transport.host_event(0);
     }
     let open = streams.len() as u64 + steps.len() as u64;
     assert!(sockets.driven.metrics.vsock.connections.get() <= open, "a connection that nobody asked for");

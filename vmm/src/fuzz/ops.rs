@@ -136,11 +136,11 @@ fn one(driven: &mut Driven, op: &Op) {
         Op::Publish { queue, head } => driven.rings[ring(*queue)].publish(*head),
         Op::Available { queue, index } => driven.rings[ring(*queue)].set_available(*index),
         Op::Request { queue, head, buffers } => request(driven, ring(*queue), head, buffers),
-        Op::Kick(queue) => driven.transport.queue_event(ring(*queue)),
-        Op::Host => driven.transport.host_event(),
+        Op::Kick(queue) => driven.serve(ring(*queue)),
+        Op::Host => driven.transport.host_event(0),
         Op::Reset { features } => {
             driven.put(virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS, 0);
-            driven.transport.host_event();
+            driven.transport.host_event(0);
             driven.begin(FEATURES[usize::from(features % 4)]);
         }
     }
@@ -157,5 +157,5 @@ fn request(driven: &mut Driven, queue: usize, head: &[u8; 16], buffers: &[(Addre
     chain.extend(sorted.map(|(at, bytes, writable)| (at.value(), bytes % 0x2_0000, writable)));
     chain.push((header + 16, 1, true));
     driven.rings[queue].send(&chain);
-    driven.transport.queue_event(queue);
+    driven.serve(queue);
 }

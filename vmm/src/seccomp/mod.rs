@@ -8,13 +8,14 @@
 //!   common   allocator, locks, the end            every thread
 //!   devices  the event loop and all devices       the main thread
 //!   vcpu     KVM_RUN                              one for each vCPU
+//!   worker   one file by position                 one for each disk, where the host has no io_uring
 //! ```
 
 mod common;
 mod compile;
 mod devices;
-mod kvm;
 mod vcpu;
+mod worker;
 
 use seccompiler::BpfProgram;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 pub enum Thread {
     Devices,
     Vcpu,
+    Worker,
 }
 
 /// A system call, under which conditions on its arguments, and why. No condition means always.
@@ -60,6 +62,7 @@ impl Thread {
         let own = match self {
             Self::Devices => devices::RULES,
             Self::Vcpu => vcpu::RULES,
+            Self::Worker => worker::RULES,
         };
         common::RULES.iter().chain(own)
     }
@@ -80,12 +83,19 @@ pub struct Bindings {
     pub vcpu: Binding,
 }
 
+fn binding(thread: Thread, with_filters: bool) -> Result<Binding, SeccompError> {
+    let program = if with_filters { Some(Arc::new(compile::compile(thread)?)) } else { None };
+    Ok(Binding { thread, program, once_bound: None })
+}
+
+/// What binds the worker thread of a disk. Compiled where one is needed: most hosts need none.
+pub fn worker(with_filters: bool) -> Result<Binding, SeccompError> {
+    binding(Thread::Worker, with_filters)
+}
+
 /// Compiles the filters, unless the threads are to go without.
 pub fn bindings(with_filters: bool) -> Result<Bindings, SeccompError> {
-    let bind = |thread| {
-        let program = if with_filters { Some(Arc::new(compile::compile(thread)?)) } else { None };
-        Ok(Binding { thread, program, once_bound: None })
-    };
+    let bind = |thread| binding(thread, with_filters);
     Ok(Bindings { devices: bind(Thread::Devices)?, vcpu: bind(Thread::Vcpu)? })
 }
 

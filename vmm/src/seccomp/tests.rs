@@ -8,6 +8,7 @@ fn in_child(thread: Thread, act: fn()) -> Option<i32> {
     let binding = match thread {
         Thread::Devices => bindings.devices,
         Thread::Vcpu => bindings.vcpu,
+        Thread::Worker => worker(true).expect("compiles"),
     };
     // SAFETY: the child makes system calls only, then leaves by _exit.
     let child = unsafe { libc::fork() };
@@ -85,6 +86,38 @@ fn everything_else_ends_the_process() {
             assert_eq!(in_child(thread, act), Some(libc::SIGSYS), "{what} on a {thread:?} thread");
         }
     }
+}
+
+#[test]
+fn a_worker_thread_reads_and_writes_a_disk_and_nothing_else() {
+    for call_number in [libc::SYS_preadv, libc::SYS_pwritev, libc::SYS_fdatasync, libc::SYS_fallocate] {
+        assert!(worker::RULES.iter().any(|rule| rule.call == call_number));
+    }
+    assert_eq!(in_child(Thread::Worker, || call(libc::SYS_preadv, [BAD, 0, 0, 0])), None);
+    for act in [
+        || call(libc::SYS_io_uring_enter, [BAD, 0, 0]),
+        || call(libc::SYS_epoll_ctl, [BAD, 0, 0]),
+        || call(libc::SYS_close, [BAD]),
+        || call(libc::SYS_socket, [libc::AF_UNIX as usize, 1, 0]),
+        || call(libc::SYS_openat, [BAD, 0, 0]),
+        || call(libc::SYS_clone3, [0, 0]),
+    ] as [fn(); 6]
+    {
+        assert_eq!(in_child(Thread::Worker, act), Some(libc::SIGSYS));
+    }
+}
+
+#[test]
+fn the_device_thread_makes_no_ring() {
+    for act in [
+        || call(libc::SYS_io_uring_setup, [1, 0]),
+        || call(libc::SYS_io_uring_register, [BAD, 0, 0, 0]),
+        || call(libc::SYS_preadv, [BAD, 0, 0, 0]),
+    ] as [fn(); 3]
+    {
+        assert_eq!(in_child(Thread::Devices, act), Some(libc::SIGSYS));
+    }
+    assert_eq!(in_child(Thread::Devices, || call(libc::SYS_io_uring_enter, [BAD, 0, 0, 0, 0, 0])), None);
 }
 
 #[test]

@@ -64,6 +64,7 @@ impl Ring {
         ring.set_avail_ring_address(Some(self.avail() as u32), Some(0));
         ring.set_used_ring_address(Some(self.used() as u32), Some(0));
         ring.set_ready(true);
+        queue.set_features(false, true);
         queue
     }
 
@@ -110,6 +111,28 @@ impl Ring {
         self.memory.write_obj(index, GuestAddress(self.avail() + 2)).expect("in memory");
     }
 
+    /// With VIRTIO_F_EVENT_IDX: interrupt when the used index passes this one (virtio 1.2, 2.7.7).
+    pub fn set_used_event(&self, index: u16) {
+        let at = self.avail() + 4 + 2 * u64::from(self.size);
+        self.memory.write_obj(index, GuestAddress(at)).expect("in memory");
+    }
+
+    /// With VIRTIO_F_EVENT_IDX: the device wants a kick when the available index passes this one.
+    pub fn avail_event(&self) -> u16 {
+        let at = self.used() + 4 + 8 * u64::from(self.size);
+        self.memory.read_obj(GuestAddress(at)).expect("in memory")
+    }
+
+    /// Without it: the driver wants no interrupts.
+    pub fn set_no_interrupt(&self, flag: u16) {
+        self.memory.write_obj(flag, GuestAddress(self.avail())).expect("in memory");
+    }
+
+    /// Without it: what the device says about kicks.
+    pub fn used_flags(&self) -> u16 {
+        self.memory.read_obj(GuestAddress(self.used())).expect("in memory")
+    }
+
     /// A chain of (address, bytes, device writes) in the next free descriptors.
     pub fn send(&mut self, buffers: &[(u64, u32, bool)]) -> u16 {
         let head = self.next_descriptor;
@@ -144,29 +167,53 @@ impl Ring {
 pub struct Driven {
     pub transport: Transport,
     pub rings: Vec<Ring>,
+    sizes: &'static [u16],
     pub memory: GuestMemory,
     pub metrics: Arc<Metrics>,
 }
 
 impl Driven {
     pub fn new(device: Box<dyn VirtioDevice>, metrics: Arc<Metrics>) -> Self {
+        Self::with_features(device, metrics, FEATURE_VERSION_1 | FEATURE_INDIRECT)
+    }
+
+    pub fn with_features(device: Box<dyn VirtioDevice>, metrics: Arc<Metrics>, features: u64) -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES as usize)]).expect("memory");
-        let driven = Self::over(memory, device, metrics);
-        assert_eq!(driven.status() & DRIVER_OK, DRIVER_OK);
+        let driven = Self::fresh(memory, device, metrics);
+        driven.initialise(features);
         driven
     }
 
     /// The same over `memory`, which reaches from 0 past the rings at 1 MiB.
     pub fn over(memory: GuestMemory, device: Box<dyn VirtioDevice>, metrics: Arc<Metrics>) -> Self {
-        let sizes = device.queue_sizes();
-        let transport = Transport::new(device, memory.clone(), Arc::clone(&metrics)).expect("a transport");
-        let rings = sizes
-            .iter()
-            .enumerate()
-            .map(|(i, size)| Ring::new(&memory, 0x10_0000 + 0x1_0000 * i as u64, *size));
-        let driven = Self { rings: rings.collect(), transport, memory, metrics };
+        let driven = Self::fresh(memory, device, metrics);
         driven.begin(FEATURE_VERSION_1 | FEATURE_INDIRECT);
         driven
+    }
+
+    fn fresh(memory: GuestMemory, device: Box<dyn VirtioDevice>, metrics: Arc<Metrics>) -> Self {
+        let sizes = device.queue_sizes();
+        let transport = Transport::new(device, memory.clone(), Arc::clone(&metrics)).expect("a transport");
+        let mut driven = Self { rings: Vec::new(), sizes, transport, memory, metrics };
+        driven.new_rings();
+        driven
+    }
+
+    /// Kicks `queue` and waits until the device has done what it was asked for.
+    pub fn serve(&self, queue: usize) {
+        self.transport.queue_event(queue);
+        self.transport.quiesce();
+    }
+
+    /// Empty rings, as a driver has them that begins anew.
+    pub fn new_rings(&mut self) {
+        let memory = &self.memory;
+        let ring = |(index, size): (usize, &u16)| {
+            let base = 0x10_0000 + 0x1_0000 * index as u64;
+            memory.write_slice(&[0; 0x1_0000], GuestAddress(base)).expect("in memory");
+            Ring::new(memory, base, *size)
+        };
+        self.rings = self.sizes.iter().enumerate().map(ring).collect();
     }
 
     /// Through the whole initialisation, which must succeed.

@@ -8,29 +8,33 @@
 //!     +---------- write 0 -------------------------------------- NEEDS_RESET
 //! ```
 //!
+//! A reset while the host works on requests of the driver takes until that work is done: status reads 0 only then.
 //! The driver may only add status bits, in this order, or write 0. Features are fixed at FEATURES_OK, the set-up of
 //! queues at DRIVER_OK and, for each, while it is ready. What breaks these rules is ignored and counted.
 
-pub mod persist;
 mod state;
 
+use super::command::{Command, Outcome};
 use super::interrupt::Interrupt;
 use super::queue::BrokenQueue;
-use super::{DeviceIo, Progress, VirtioDevice, kind_name};
+use super::{DeviceIo, HostSource, Progress, VirtioDevice, kind_name};
 use crate::events::Source;
 use crate::memory::GuestMemory;
 use crate::metrics::Metrics;
 use pinfold_vmm_api::control::EventKind;
 use state::{Refused, State};
 use std::io;
-use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use virtio_bindings::virtio_config as bit;
 use virtio_bindings::virtio_mmio as register;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Where a driver kicks a queue; KVM turns these writes into eventfds.
 pub const NOTIFY_OFFSET: u64 = register::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+/// How long a vCPU stands still in the write that resets a device whose host is at work. A driver that does not wait for
+/// status 0 is safe if it takes no longer; and the device thread, should it wait for this vCPU, does not do so for ever.
+const RESET_WAIT: Duration = Duration::from_secs(2);
 const CONFIG_OFFSET: u64 = register::VIRTIO_MMIO_CONFIG as u64;
 
 pub const ACKNOWLEDGE: u32 = bit::VIRTIO_CONFIG_S_ACKNOWLEDGE;
@@ -45,11 +49,14 @@ pub const FAILED: u32 = bit::VIRTIO_CONFIG_S_FAILED;
 pub struct Transport {
     interrupt: Interrupt,
     kicks: Vec<EventFd>,
-    host_fd: Option<RawFd>,
+    kind: u32,
+    host_sources: Vec<HostSource>,
     metrics: Arc<Metrics>,
     /// what the host hears of this device
     source: Arc<Source>,
     state: Mutex<State>,
+    /// a reset was carried out
+    was_reset: Condvar,
 }
 
 /// The counters of all devices before a turn of one.
@@ -73,8 +80,8 @@ impl Transport {
         let sizes = device.queue_sizes();
         let kicks: io::Result<Vec<_>> =
             sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect();
-        let host_fd = device.host_fd();
-        let source = match kind_name(device.kind()) {
+        let (kind, host_sources) = (device.kind(), device.host_sources());
+        let source = match kind_name(kind) {
             (name, true) => metrics.events.numbered(name),
             (name, false) => metrics.events.source(name),
         };
@@ -82,10 +89,12 @@ impl Transport {
         Ok(Self {
             interrupt: Interrupt::new()?,
             kicks: kicks?,
-            host_fd,
+            kind,
+            host_sources,
             metrics,
             source,
             state: Mutex::new(state),
+            was_reset: Condvar::new(),
         })
     }
 
@@ -98,9 +107,14 @@ impl Transport {
         &self.kicks
     }
 
-    /// A descriptor of the device to watch; when readable, [`Self::host_event`].
-    pub fn host_fd(&self) -> Option<RawFd> {
-        self.host_fd
+    /// Type number of the device (virtio 1.2, 5).
+    pub fn kind(&self) -> u32 {
+        self.kind
+    }
+
+    /// Descriptors of the device to watch; what comes is for [`Self::host_event`].
+    pub fn host_sources(&self) -> &[HostSource] {
+        &self.host_sources
     }
 
     /// A read of the guest. Registers are read whole and aligned, the configuration space as the driver likes.
@@ -125,10 +139,11 @@ impl Transport {
         }
     }
 
-    /// A write of the guest. No device has a writable configuration space.
+    /// A write of the guest, in the same widths.
     pub fn write(&self, offset: u64, data: &[u8]) {
         let result = match <[u8; 4]>::try_from(data) {
-            Ok(bytes) if offset.is_multiple_of(4) && offset < CONFIG_OFFSET => {
+            _ if offset >= CONFIG_OFFSET => self.write_config(offset - CONFIG_OFFSET, data),
+            Ok(bytes) if offset.is_multiple_of(4) => {
                 self.write_register(offset as u32, u32::from_le_bytes(bytes))
             }
             _ => Err(Refused),
@@ -144,6 +159,14 @@ impl Transport {
         self.source.report(EventKind::GuestFault, why);
     }
 
+    fn write_config(&self, offset: u64, data: &[u8]) -> Result<(), Refused> {
+        let offset = usize::try_from(offset).map_err(|_| Refused)?;
+        let mut state = self.lock();
+        let end = offset.checked_add(data.len()).ok_or(Refused)?;
+        let may = end <= state.device.config().len() && !state.reset_waits();
+        if may && state.device.write_config(offset, data) { Ok(()) } else { Err(Refused) }
+    }
+
     fn read_register(&self, offset: u32) -> Result<u32, Refused> {
         if offset == register::VIRTIO_MMIO_INTERRUPT_STATUS {
             return Ok(self.interrupt.status());
@@ -157,57 +180,97 @@ impl Transport {
                 self.interrupt.acknowledge(value);
                 Ok(())
             }
-            register::VIRTIO_MMIO_STATUS => {
-                let mut state = self.lock();
-                let result = state.write_status(value, &self.interrupt);
-                if state.reset_is_due() {
-                    // the device has sockets and timers, which are none of a vCPU thread's business
-                    let _ = self.kicks[0].write(1);
-                }
-                result
-            }
+            register::VIRTIO_MMIO_STATUS => self.write_status(value),
             _ => self.lock().write_register(offset, value),
         }
+    }
+
+    fn write_status(&self, value: u32) -> Result<(), Refused> {
+        let mut state = self.lock();
+        let result = state.write_status(value, &self.interrupt);
+        if state.is_behind() {
+            let _ = self.kicks[0].write(1);
+        }
+        if state.reset_waits() {
+            let done = self.was_reset.wait_timeout_while(state, RESET_WAIT, |state| state.reset_waits());
+            drop(done);
+        }
+        result
     }
 
     /// The driver kicked `queue`.
     pub fn queue_event(&self, queue: usize) {
         let _ = self.kicks[queue].read();
-        let mut state = self.lock();
-        state.finish_reset();
-        if !state.is_live() {
-            return;
+        self.event(queue, |device, io| match io {
+            Some(io) => device.queue_event(queue, io),
+            None => Ok(Progress::Done),
+        });
+    }
+
+    /// Something came from the source of this number, see [`Self::host_sources`].
+    pub fn host_event(&self, source: usize) {
+        self.event(0, |device, io| device.host_event(source, io));
+    }
+
+    /// Waits until the host has done what the device was asked for and nothing touches guest memory any more. Requests
+    /// that the device has not begun stay in its queues. For the device thread, while no vCPU runs; before events are
+    /// handled again the caller kicks every queue, see [`Self::kick_all`].
+    pub fn quiesce(&self) {
+        self.event(0, |device, io| match io {
+            Some(io) => device.quiesce(io).map(|()| Progress::Done),
+            None => Ok(Progress::Done),
+        });
+    }
+
+    /// Lets the device look at every queue and at the host's side again.
+    pub fn kick_all(&self) {
+        for kick in &self.kicks {
+            let _ = kick.write(1);
         }
+    }
+
+    /// Carries out what the host asks for.
+    pub fn command(&self, command: Command) -> Outcome {
+        let mut state = self.lock();
+        let outcome = state.device.command(command);
+        if outcome == Outcome::ConfigChanged {
+            state.config_changed(&self.interrupt);
+        }
+        drop(state);
+        // what waited for its old rate may go on
+        self.kick_all();
+        outcome
+    }
+
+    /// Runs `act` with the device's side of the queues, if there is a driver. What is left to do comes back as a kick of
+    /// `queue`, after the other devices had their turn.
+    fn event(
+        &self,
+        queue: usize,
+        act: impl FnOnce(&mut dyn VirtioDevice, Option<&mut DeviceIo<'_>>) -> Result<Progress, BrokenQueue>,
+    ) {
+        let mut state = self.lock();
+        self.catch_up(&mut state);
+        let live = state.is_live();
         let State { device, memory, queues, .. } = &mut *state;
+        let mut io = DeviceIo { memory, queues, interrupt: &self.interrupt };
         let before = Turn::of(&self.metrics);
-        let result = device.queue_event(queue, &mut DeviceIo { memory, queues, interrupt: &self.interrupt });
+        let result = act(device.as_mut(), live.then_some(&mut io));
         self.tell_turn(&before);
         match result {
             Ok(Progress::Done) => {}
-            // comes back after the other devices had their turn
             Ok(Progress::More) => {
                 let _ = self.kicks[queue].write(1);
             }
             Err(broken) => self.broken(&mut state, &broken),
         }
+        // the last request of a driver that is gone may just have ended
+        self.catch_up(&mut state);
     }
 
-    /// [`Self::host_fd`] is readable.
-    pub fn host_event(&self) {
-        let mut state = self.lock();
-        state.finish_reset();
-        let live = state.is_live();
-        let State { device, memory, queues, .. } = &mut *state;
-        let mut io = DeviceIo { memory, queues, interrupt: &self.interrupt };
-        let before = Turn::of(&self.metrics);
-        let result = device.host_event(live.then_some(&mut io));
-        self.tell_turn(&before);
-        match result {
-            Ok(Progress::Done) => {}
-            Ok(Progress::More) => {
-                let _ = self.kicks[0].write(1);
-            }
-            Err(broken) => self.broken(&mut state, &broken),
+    fn catch_up(&self, state: &mut State) {
+        if state.catch_up(&self.interrupt) {
+            self.was_reset.notify_all();
         }
     }
 

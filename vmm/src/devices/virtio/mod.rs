@@ -5,9 +5,9 @@
 
 pub mod block;
 pub mod chain;
+pub mod command;
 pub mod interrupt;
 pub mod mmio;
-pub mod persist;
 pub mod queue;
 pub mod rng;
 pub mod vsock;
@@ -16,23 +16,26 @@ pub mod vsock;
 pub mod driver;
 
 use crate::memory::GuestMemory;
+use command::{Command, Outcome};
 use interrupt::Interrupt;
-use persist::{DeviceState, DeviceStateError};
 use queue::{BrokenQueue, VirtQueue};
 use std::os::fd::RawFd;
+use vmm_sys_util::epoll::EventSet;
 
 /// Device types (virtio 1.2, 5).
+pub const TYPE_NET: u32 = 1;
 pub const TYPE_BLOCK: u32 = 2;
 pub const TYPE_RNG: u32 = 4;
+pub const TYPE_BALLOON: u32 = 5;
 pub const TYPE_VSOCK: u32 = 19;
 
 /// What people call a device, and whether there may be several, which then have numbers.
 pub fn kind_name(kind: u32) -> (&'static str, bool) {
     match kind {
-        1 => ("net", true),
+        TYPE_NET => ("net", true),
         TYPE_BLOCK => ("disk", true),
         TYPE_RNG => ("rng", false),
-        5 => ("balloon", false),
+        TYPE_BALLOON => ("balloon", false),
         TYPE_VSOCK => ("vsock", false),
         _ => ("device", true),
     }
@@ -57,8 +60,28 @@ pub enum Progress {
     More,
 }
 
-/// One kind of device behind the transport. The transport calls it only between DRIVER_OK and reset, but for
-/// [`Self::read_config`].
+/// A descriptor of a device to watch, beside its queues. Its number for [`VirtioDevice::host_event`] is its place in
+/// [`VirtioDevice::host_sources`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostSource {
+    pub fd: RawFd,
+    pub events: EventSet,
+}
+
+impl HostSource {
+    /// Readable as long as there is something to do.
+    pub fn level(fd: RawFd) -> Self {
+        Self { fd, events: EventSet::IN }
+    }
+
+    /// Told once for each thing that comes: a device that has no room for it is not woken again and again.
+    pub fn edge(fd: RawFd) -> Self {
+        Self { fd, events: EventSet::IN | EventSet::EDGE_TRIGGERED }
+    }
+}
+
+/// One kind of device behind the transport. Features, the configuration space and `is_busy` are asked for by vCPU threads
+/// too; all else is called on the device thread.
 pub trait VirtioDevice: Send {
     fn kind(&self) -> u32;
 
@@ -68,39 +91,56 @@ pub trait VirtioDevice: Send {
     /// Device features beside those of every device.
     fn features(&self) -> u64;
 
+    /// Whether the driver's choice, a part of what was offered, keeps the rules of which feature needs which.
+    fn accepts(&self, features: u64) -> bool {
+        let _ = features;
+        true
+    }
+
     /// The configuration space; bytes past its end read as zero.
     fn config(&self) -> &[u8];
 
-    /// The driver is there.
-    fn activate(&mut self) {}
+    /// The driver writes to the configuration space. False when it may not.
+    fn write_config(&mut self, offset: usize, data: &[u8]) -> bool {
+        let _ = (offset, data);
+        false
+    }
 
-    /// The driver is gone: forget all that came from it.
+    /// The driver is there and chose `features`. Comes before the first event of a queue.
+    fn activate(&mut self, features: u64) {
+        let _ = features;
+    }
+
+    /// The driver is gone: forget all that came from it. When it returns, nothing touches guest memory.
     fn reset(&mut self) {}
 
-    /// The driver kicked `queue`.
-    fn queue_event(&mut self, queue: usize, io: &mut DeviceIo<'_>) -> Result<Progress, BrokenQueue>;
-
-    /// A descriptor to watch for reading, beside the queues.
-    fn host_fd(&self) -> Option<RawFd> {
-        None
+    /// Whether the host works on requests of the driver, and so may touch guest memory at any time.
+    fn is_busy(&self) -> bool {
+        false
     }
 
-    /// [`Self::host_fd`] is readable. Without a driver `io` is none.
-    fn host_event(&mut self, io: Option<&mut DeviceIo<'_>>) -> Result<Progress, BrokenQueue> {
-        let _ = io;
-        Ok(Progress::Done)
-    }
-
-    /// Finishes what is in flight, however much it is: neither guest memory nor a file of the host changes after this
-    /// until the next event.
+    /// Waits until the device is not busy and has given back what it took from the queues, done or not.
     fn quiesce(&mut self, io: &mut DeviceIo<'_>) -> Result<(), BrokenQueue> {
         let _ = io;
         Ok(())
     }
 
-    /// What a snapshot keeps of a device at rest.
-    fn save(&self) -> DeviceState;
+    /// The driver kicked `queue`.
+    fn queue_event(&mut self, queue: usize, io: &mut DeviceIo<'_>) -> Result<Progress, BrokenQueue>;
 
-    /// Takes over what [`Self::save`] of another process told.
-    fn restore(&mut self, saved: &DeviceState) -> Result<(), DeviceStateError>;
+    fn host_sources(&self) -> Vec<HostSource> {
+        Vec::new()
+    }
+
+    /// Something came from the source of this number. Without a driver `io` is none.
+    fn host_event(&mut self, source: usize, io: Option<&mut DeviceIo<'_>>) -> Result<Progress, BrokenQueue> {
+        let _ = (source, io);
+        Ok(Progress::Done)
+    }
+
+    /// The host wants the device to change.
+    fn command(&mut self, command: Command) -> Outcome {
+        let _ = command;
+        Outcome::Unsupported
+    }
 }

@@ -1,8 +1,9 @@
 //! A virtqueue: virtio-queue's split ring, with chains checked as they are taken and every fault an error.
 
-use super::chain::{BrokenChain, Chain};
+use super::chain::{BrokenChain, Chain, Table};
 use crate::memory::GuestMemory;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -26,6 +27,8 @@ impl From<virtio_queue::Error> for BrokenQueue {
 #[derive(Debug)]
 pub struct VirtQueue {
     ring: Queue,
+    /// VIRTIO_F_INDIRECT_DESC was agreed on
+    indirect: bool,
     /// something was given back since the driver was last asked whether it wants an interrupt
     gave_back: bool,
 }
@@ -34,7 +37,20 @@ impl VirtQueue {
     /// `max_size`: a power of two up to 32768.
     pub fn new(max_size: u16) -> Self {
         let ring = Queue::new(max_size).expect("queue sizes are constants of the devices, powers of two");
-        Self { ring, gave_back: false }
+        Self { ring, indirect: false, gave_back: false }
+    }
+
+    /// What the driver agreed on that concerns the ring itself (virtio 1.2, 2.7.5.3 and 2.7.7).
+    pub fn set_features(&mut self, event_idx: bool, indirect: bool) {
+        self.ring.set_event_idx(event_idx);
+        self.indirect = indirect;
+    }
+
+    /// As after power-on.
+    pub fn reset(&mut self) {
+        self.ring.reset();
+        self.indirect = false;
+        self.gave_back = false;
     }
 
     /// For the transport, which sets sizes and addresses.
@@ -55,14 +71,23 @@ impl VirtQueue {
         if !self.ring.ready() {
             return Ok(None);
         }
-        let size = usize::from(self.ring.size());
+        let table = Table {
+            address: GuestAddress(self.ring.desc_table()),
+            size: self.ring.size(),
+            indirect: self.indirect,
+        };
         let Some(descriptors) = self.ring.iter(memory)?.next() else { return Ok(None) };
-        Ok(Some(Chain::collect(memory, descriptors, size)?))
+        Ok(Some(Chain::collect(memory, table, descriptors.head_index())?))
     }
 
     /// Puts the last popped chain back.
     pub fn undo_pop(&mut self) {
         self.ring.go_to_previous_position();
+    }
+
+    /// Puts the last `count` popped chains back.
+    pub fn undo_pops(&mut self, count: u16) {
+        self.ring.set_next_avail(self.ring.next_avail().wrapping_sub(count));
     }
 
     /// Gives a chain back; `written` bytes of its writable part hold data.
@@ -74,26 +99,18 @@ impl VirtQueue {
     /// True when the driver wants an interrupt for what was given back since the last call.
     pub fn needs_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, BrokenQueue> {
         let gave_back = std::mem::take(&mut self.gave_back);
-        Ok(gave_back && self.ring.ready() && self.ring.needs_notification(memory)?)
-    }
-
-    /// Index of the available ring: it counts what the driver has ever offered.
-    pub fn available(&self, memory: &GuestMemory) -> Result<u16, BrokenQueue> {
-        Ok(self.ring.avail_idx(memory, Ordering::Acquire)?.0)
-    }
-
-    /// Asks for a kick with the next request, whether or not others wait; the index of the available ring.
-    pub fn await_kick(&mut self, memory: &GuestMemory) -> Result<u16, BrokenQueue> {
-        self.ring.enable_notification(memory)?;
-        let available = self.available(memory)?;
-        if self.ring.event_idx_enabled() {
-            // avail_event follows the elements of the used ring (virtio 1.2, 2.7.8)
-            let event = self.ring.used_ring() + 4 + 8 * u64::from(self.ring.size());
-            memory
-                .store(available.to_le(), GuestAddress(event), Ordering::SeqCst)
-                .map_err(|_| BrokenQueue::Request("the used ring has left guest memory"))?;
+        if !gave_back || !self.ring.ready() {
+            return Ok(false);
         }
-        Ok(available)
+        if self.ring.event_idx_enabled() {
+            return Ok(self.ring.needs_notification(memory)?);
+        }
+        // what was given back is visible before the flags are read: else both sides could wait for each other
+        fence(Ordering::SeqCst);
+        let flags: u16 = memory
+            .load(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed)
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
     /// Asks for no kicks while the device looks at the queue anyway.
@@ -143,6 +160,7 @@ pub fn drain(
         if !queue.enable_kicks(memory)? {
             break;
         }
+        queue.disable_kicks(memory)?;
     }
     if queue.needs_interrupt(memory)? {
         interrupt.raise(super::interrupt::USED_BUFFER);

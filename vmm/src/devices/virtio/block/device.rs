@@ -1,8 +1,10 @@
 //! State and configuration of a block device.
 
-use crate::devices::virtio::persist::{DeviceState, DeviceStateError};
+use super::engine::Engine;
+use super::request::{DISCARD_SECTORS_MAX, Geometry, SECTOR_BYTES, WRITE_ZEROES_SECTORS_MAX};
+use super::slots::{Ended, Slots};
 use crate::devices::virtio::queue::BrokenQueue;
-use crate::devices::virtio::{DeviceIo, Progress, TYPE_BLOCK, VirtioDevice};
+use crate::devices::virtio::{DeviceIo, HostSource, Progress, TYPE_BLOCK, VirtioDevice};
 use crate::metrics::Metrics;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -12,11 +14,13 @@ use virtio_bindings::virtio_blk;
 
 pub const QUEUE_SIZE: u16 = 256;
 const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
-pub const SECTOR_BYTES: u64 = 512;
 /// Data buffers of one request: the queue's size without header and status.
 const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
-/// Length of `struct virtio_blk_config` up to `seg_max`.
-const CONFIG_BYTES: usize = 16;
+/// Length of `struct virtio_blk_config` up to `unused1` (virtio 1.2, 5.2.4).
+const CONFIG_BYTES: usize = 60;
+/// Holes smaller than a block of the host's file system free nothing: 4 KiB.
+const DISCARD_ALIGNMENT_SECTORS: u32 = 8;
+const ID_BYTES: usize = virtio_blk::VIRTIO_BLK_ID_BYTES as usize;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
@@ -28,20 +32,43 @@ pub enum BlockError {
     Size { bytes: u64 },
     #[error("the disk is to be writable but its descriptor is read-only")]
     NotWritable,
+    #[error("neither io_uring nor a thread can serve the disk: {0}")]
+    Engine(#[source] io::Error),
 }
 
 pub struct Block {
-    pub(super) file: File,
-    pub(super) sectors: u64,
-    pub(super) read_only: bool,
-    pub(super) id: [u8; virtio_blk::VIRTIO_BLK_ID_BYTES as usize],
+    pub(super) slots: Slots,
+    pub(super) geometry: Geometry,
+    /// something was written that no flush has covered
+    pub(super) unflushed: bool,
+    pub(super) id: [u8; ID_BYTES],
     pub(super) metrics: Arc<Metrics>,
     config: [u8; CONFIG_BYTES],
+    /// the engine works on it by its descriptor
+    _file: File,
 }
 
 impl Block {
-    /// `serial`: up to 20 bytes, read by the driver as the disk's id.
-    pub fn new(file: File, serial: &str, read_only: bool, metrics: Arc<Metrics>) -> Result<Self, BlockError> {
+    /// `serial`: up to 20 bytes, read by the driver as the disk's id. `with_filter`: for the worker thread, if one is
+    /// needed.
+    pub fn new(
+        file: File,
+        serial: &str,
+        read_only: bool,
+        with_filter: bool,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, BlockError> {
+        let engine = |file: &File| Engine::new(file, with_filter);
+        Self::with_engine(file, serial, read_only, metrics, engine)
+    }
+
+    pub(super) fn with_engine(
+        file: File,
+        serial: &str,
+        read_only: bool,
+        metrics: Arc<Metrics>,
+        engine: impl FnOnce(&File) -> io::Result<Engine>,
+    ) -> Result<Self, BlockError> {
         let kind = file.metadata()?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(BlockError::Kind);
@@ -54,17 +81,33 @@ impl Block {
         if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(BlockError::Size { bytes });
         }
-        let mut id = [0; virtio_blk::VIRTIO_BLK_ID_BYTES as usize];
+        let mut id = [0; ID_BYTES];
         for (slot, byte) in id.iter_mut().zip(serial.bytes()) {
             *slot = byte;
         }
-        let sectors = bytes / SECTOR_BYTES;
-        // capacity, size_max (not offered), seg_max
-        let mut config = [0; CONFIG_BYTES];
-        config[..8].copy_from_slice(&sectors.to_le_bytes());
-        config[12..].copy_from_slice(&MAX_SEGMENTS.to_le_bytes());
-        Ok(Self { file, sectors, read_only, id, metrics, config })
+        let geometry = Geometry { sectors: bytes / SECTOR_BYTES, read_only };
+        let slots = Slots::new(engine(&file).map_err(BlockError::Engine)?);
+        // before us somebody may have written what is not on the disk yet
+        Ok(Self { slots, geometry, unflushed: true, id, metrics, config: config(geometry), _file: file })
     }
+}
+
+/// `struct virtio_blk_config` (virtio 1.2, 5.2.4); fields of features that are not offered stay zero.
+fn config(geometry: Geometry) -> [u8; CONFIG_BYTES] {
+    let mut config = [0; CONFIG_BYTES];
+    config[..8].copy_from_slice(&geometry.sectors.to_le_bytes());
+    let mut put = |at: usize, value: u32| config[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    put(12, MAX_SEGMENTS);
+    if !geometry.read_only {
+        put(36, DISCARD_SECTORS_MAX);
+        put(40, 1);
+        put(44, DISCARD_ALIGNMENT_SECTORS);
+        put(48, WRITE_ZEROES_SECTORS_MAX);
+        put(52, 1);
+        // one byte: write_zeroes_may_unmap
+        put(56, 1);
+    }
+    config
 }
 
 fn is_writable(file: &File) -> io::Result<bool> {
@@ -88,22 +131,47 @@ impl VirtioDevice for Block {
 
     fn features(&self) -> u64 {
         let common = 1 << virtio_blk::VIRTIO_BLK_F_FLUSH | 1 << virtio_blk::VIRTIO_BLK_F_SEG_MAX;
-        if self.read_only { common | 1 << virtio_blk::VIRTIO_BLK_F_RO } else { common }
+        if self.geometry.read_only {
+            return common | 1 << virtio_blk::VIRTIO_BLK_F_RO;
+        }
+        common | 1 << virtio_blk::VIRTIO_BLK_F_DISCARD | 1 << virtio_blk::VIRTIO_BLK_F_WRITE_ZEROES
     }
 
     fn config(&self) -> &[u8] {
         &self.config
     }
 
-    fn queue_event(&mut self, queue: usize, io: &mut DeviceIo<'_>) -> Result<Progress, BrokenQueue> {
-        self.requests(queue, io)
+    fn is_busy(&self) -> bool {
+        self.slots.on_the_way() > 0
     }
 
-    fn save(&self) -> DeviceState {
-        self.state()
+    fn reset(&mut self) {
+        self.unflushed = !self.geometry.read_only;
     }
 
-    fn restore(&mut self, saved: &DeviceState) -> Result<(), DeviceStateError> {
-        self.check(saved)
+    fn quiesce(&mut self, io: &mut DeviceIo<'_>) -> Result<(), BrokenQueue> {
+        self.wait_for_all(io)
+    }
+
+    fn queue_event(&mut self, _queue: usize, io: &mut DeviceIo<'_>) -> Result<Progress, BrokenQueue> {
+        self.serve(io)
+    }
+
+    fn host_sources(&self) -> Vec<HostSource> {
+        vec![HostSource::level(self.slots.engine().fd())]
+    }
+
+    fn host_event(&mut self, _source: usize, io: Option<&mut DeviceIo<'_>>) -> Result<Progress, BrokenQueue> {
+        match io {
+            Some(io) => self.serve(io),
+            None => {
+                // the driver is gone: what ends now is nobody's
+                while let Some(ended) = self.slots.next_ended() {
+                    self.unflushed |= matches!(ended, Ended::Request(..));
+                }
+                let _ = self.slots.submit();
+                Ok(Progress::Done)
+            }
+        }
     }
 }

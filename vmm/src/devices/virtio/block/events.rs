@@ -1,118 +1,207 @@
-//! Requests of the driver: read, write, flush, get id (virtio 1.2, 5.2.6).
-//!
-//! A request is a readable header of 16 bytes, data, and a writable status byte at the very end. What has that form
-//! gets a status, whatever it asks for; what has not breaks the queue.
+//! From the queue to the engine and back.
 
-use super::device::{Block, SECTOR_BYTES};
-use super::transfer::{Direction, transfer};
-use crate::devices::virtio::chain::{self, Chain};
-use crate::devices::virtio::queue::{BrokenQueue, drain};
+use super::device::Block;
+use super::engine::Job;
+use super::request::{Request, Status};
+use super::slots::{Ended, Kind, Pending};
+use super::vectors::Vectors;
+use crate::devices::virtio::chain::{Buffer, Chain};
+use crate::devices::virtio::interrupt::USED_BUFFER;
+use crate::devices::virtio::queue::{BrokenQueue, TURN_BYTES};
 use crate::devices::virtio::{DeviceIo, Progress};
 use crate::memory::GuestMemory;
-use virtio_bindings::virtio_blk;
+use std::io;
 
-const HEADER_BYTES: u64 = 16;
-/// Longest transfer of one request: twice what Linux asks for (254 segments of 64 KiB). A queue permits 4 GiB, which on a
-/// slow disk would keep the device thread from everything else for minutes.
-pub const TRANSFER_BYTES_MAX: u64 = 32 << 20;
+/// Bytes that a request counts for at least in a turn: it costs something, however short it is.
+const REQUEST_BYTES_MIN: u64 = 16 << 10;
+const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
-/// Status byte.
+/// Why no more requests were taken from the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Status {
-    Ok = virtio_blk::VIRTIO_BLK_S_OK as isize,
-    IoError = virtio_blk::VIRTIO_BLK_S_IOERR as isize,
-    Unsupported = virtio_blk::VIRTIO_BLK_S_UNSUPP as isize,
+enum Stop {
+    Empty,
+    /// every slot is on the way: goes on when one has ended
+    Full,
+    /// other devices have their turn
+    Turn,
+}
+
+/// What may still be done before other devices have their turn.
+struct Turn {
+    requests: u16,
+    bytes: u64,
 }
 
 impl Block {
-    pub(super) fn requests(&mut self, queue: usize, io: &mut DeviceIo<'_>) -> Result<Progress, BrokenQueue> {
-        let (memory, interrupt) = (io.memory, io.interrupt);
-        drain(&mut io.queues[queue], memory, interrupt, |chain| self.serve(memory, chain))
-    }
-
-    /// Returns the bytes written to the chain, the status byte included.
-    fn serve(&self, memory: &GuestMemory, chain: &Chain) -> Result<u32, BrokenQueue> {
-        let mut header = [0; HEADER_BYTES as usize];
-        if !chain.read_exact(memory, 0, &mut header) {
-            self.metrics.block.guest_errors.increment();
-            return Err(BrokenQueue::Request("a block request has no header"));
-        }
-        let Some(room) = chain.writable_bytes().checked_sub(1) else {
-            self.metrics.block.guest_errors.increment();
-            return Err(BrokenQueue::Request("a block request has no status byte"));
-        };
-        let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
-        let sector = u64::from_le_bytes(header[8..].try_into().expect("eight bytes"));
-        let status = match kind {
-            virtio_blk::VIRTIO_BLK_T_IN => self.read(memory, chain, sector, room),
-            virtio_blk::VIRTIO_BLK_T_OUT => self.write(memory, chain, sector),
-            virtio_blk::VIRTIO_BLK_T_FLUSH => self.flush(),
-            virtio_blk::VIRTIO_BLK_T_GET_ID => self.get_id(memory, chain, room),
-            _ => Status::Unsupported,
-        };
-        if status == Status::Unsupported {
-            self.metrics.block.guest_errors.increment();
-        }
-        chain.write_all(memory, room, &[status as u8]);
-        // the status is the last byte, so the length covers all
-        Ok(u32::try_from(room + 1).unwrap_or(u32::MAX))
-    }
-
-    /// Byte offset of a transfer, if it lies on the disk, is whole sectors and not too long.
-    fn on_disk(&self, sector: u64, bytes: u64) -> Option<u64> {
-        let end = sector.checked_add(bytes / SECTOR_BYTES).filter(|end| *end <= self.sectors);
-        let whole = bytes.is_multiple_of(SECTOR_BYTES) && bytes <= TRANSFER_BYTES_MAX;
-        let offset = end.filter(|_| whole).map(|_| sector * SECTOR_BYTES);
-        if offset.is_none() {
-            self.metrics.block.guest_errors.increment();
-        }
-        offset
-    }
-
-    fn read(&self, memory: &GuestMemory, chain: &Chain, sector: u64, bytes: u64) -> Status {
-        let Some(offset) = self.on_disk(sector, bytes) else { return Status::IoError };
-        let Some(buffers) = chain::slice(&chain.writable, 0, bytes) else { return Status::IoError };
-        match transfer(&self.file, memory, &buffers, offset, Direction::Read) {
-            Ok(()) => {
-                self.metrics.block.read_bytes.add(bytes);
-                Status::Ok
+    /// Takes requests, begins them, and gives back what has ended.
+    pub(super) fn serve(&mut self, io: &mut DeviceIo<'_>) -> Result<Progress, BrokenQueue> {
+        let memory = io.memory;
+        io.queues[0].disable_kicks(memory)?;
+        let mut turn = Turn { requests: io.queues[0].size(), bytes: TURN_BYTES };
+        let mut progress = Progress::Done;
+        loop {
+            let stop = self.take(io, &mut turn)?;
+            let begun = self.slots.submit();
+            let ended = self.finish(io)?;
+            if begun.is_err() {
+                // the kernel is short of something: try again after the others
+                progress = Progress::More;
             }
-            Err(_) => {
+            match stop {
+                Stop::Full if ended > 0 => {}
+                Stop::Full => break,
+                Stop::Turn => {
+                    progress = Progress::More;
+                    break;
+                }
+                Stop::Empty if io.queues[0].enable_kicks(memory)? => io.queues[0].disable_kicks(memory)?,
+                Stop::Empty => break,
+            }
+        }
+        interrupt(io)?;
+        Ok(progress)
+    }
+
+    fn take(&mut self, io: &mut DeviceIo<'_>, turn: &mut Turn) -> Result<Stop, BrokenQueue> {
+        let memory = io.memory;
+        loop {
+            if turn.requests == 0 || turn.bytes == 0 {
+                return Ok(Stop::Turn);
+            }
+            if !self.slots.has_room() {
+                return Ok(Stop::Full);
+            }
+            let Some(chain) = io.queues[0].pop(memory)? else { return Ok(Stop::Empty) };
+            let (request, status_at) = match Request::parse(memory, &chain, self.geometry) {
+                _ if self.slots.has_head(chain.head) => {
+                    return self.broken(BrokenQueue::Request("a chain is offered while it is in use"));
+                }
+                Ok(parsed) => parsed,
+                Err(broken) => return self.broken(broken),
+            };
+            turn.requests -= 1;
+            turn.bytes = turn.bytes.saturating_sub(request.bytes().max(REQUEST_BYTES_MIN));
+            self.begin(io, chain, request, status_at)?;
+        }
+    }
+
+    fn broken<T>(&self, broken: BrokenQueue) -> Result<T, BrokenQueue> {
+        self.metrics.block.guest_errors.increment();
+        Err(broken)
+    }
+
+    fn begin(
+        &mut self,
+        io: &mut DeviceIo<'_>,
+        chain: Chain,
+        request: Request,
+        status_at: u64,
+    ) -> Result<(), BrokenQueue> {
+        let memory = io.memory;
+        let (kind, job) = match self.job(memory, &chain, request) {
+            Ok(job) => job,
+            Err(status) => return self.answer(io, &chain, status_at, status),
+        };
+        let pending = Pending { chain, status_at, kind, job, tries: 0 };
+        match self.slots.begin(memory, pending) {
+            Ok(()) => Ok(()),
+            // there was room when the request was taken
+            Err(pending) => {
                 self.metrics.block.host_errors.increment();
-                Status::IoError
+                self.answer(io, &pending.chain, status_at, Status::IoError)
             }
         }
     }
 
-    fn write(&self, memory: &GuestMemory, chain: &Chain, sector: u64) -> Status {
-        if self.read_only {
-            self.metrics.block.guest_errors.increment();
-            return Status::IoError;
+    /// What the host has to do for a request, or the status of one that is done without it.
+    fn job(&mut self, memory: &GuestMemory, chain: &Chain, request: Request) -> Result<(Kind, Job), Status> {
+        let vectors = |buffers: &[Buffer]| Vectors::of(memory, buffers).ok_or(Status::IoError);
+        Ok(match request {
+            Request::Read { offset, buffers } => {
+                let vectors = vectors(&buffers)?;
+                (Kind::Read { bytes: vectors.bytes_left() }, Job::Read { offset, vectors })
+            }
+            Request::Write { offset, buffers } => {
+                let vectors = vectors(&buffers)?;
+                (Kind::Write { bytes: vectors.bytes_left() }, Job::Write { offset, vectors })
+            }
+            Request::Flush => {
+                self.metrics.block.flushes.increment();
+                // what is on the way is not covered: the driver waits for a write before it flushes it
+                if !std::mem::take(&mut self.unflushed) {
+                    return Err(Status::Ok);
+                }
+                (Kind::Flush, Job::Sync)
+            }
+            Request::Discard { bytes: 0, .. } | Request::WriteZeroes { bytes: 0, .. } => {
+                return Err(Status::Ok);
+            }
+            Request::Discard { offset, bytes } => {
+                (Kind::Discard, Job::Allocate { offset, bytes, mode: PUNCH })
+            }
+            Request::WriteZeroes { offset, bytes, unmap } => {
+                let mode = if unmap { PUNCH } else { ZERO };
+                (Kind::WriteZeroes { offset, bytes }, Job::Allocate { offset, bytes, mode })
+            }
+            Request::GetId { bytes } => return Err(self.get_id(memory, chain, bytes)),
+            Request::Refused(status) => {
+                self.metrics.block.guest_errors.increment();
+                return Err(status);
+            }
+        })
+    }
+
+    /// Gives back what has ended; how many requests these are.
+    fn finish(&mut self, io: &mut DeviceIo<'_>) -> Result<usize, BrokenQueue> {
+        let (mut ended, mut again) = (0, false);
+        while let Some(one) = self.slots.next_ended() {
+            match one {
+                Ended::Again => again = true,
+                Ended::Request(pending, result) => {
+                    ended += 1;
+                    let status = self.account(pending.kind, result);
+                    self.answer(io, &pending.chain, pending.status_at, status)?;
+                }
+            }
         }
-        let bytes = chain.readable_bytes() - HEADER_BYTES;
-        let Some(offset) = self.on_disk(sector, bytes) else { return Status::IoError };
-        let Some(buffers) = chain::slice(&chain.readable, HEADER_BYTES, bytes) else {
+        if again {
+            // what cannot begin now begins with the next request, or the next that ends
+            let _ = self.slots.submit();
+        }
+        Ok(ended)
+    }
+
+    fn account(&mut self, kind: Kind, result: Result<Status, io::Error>) -> Status {
+        let writes = !matches!(kind, Kind::Read { .. } | Kind::Flush);
+        // a flush that failed has covered nothing; a write that failed may have written something
+        self.unflushed |= writes || kind == Kind::Flush && result.is_err();
+        let metrics = &self.metrics.block;
+        let Ok(status) = result else {
+            metrics.host_errors.increment();
             return Status::IoError;
         };
-        match transfer(&self.file, memory, &buffers, offset, Direction::Write) {
-            Ok(()) => {
-                self.metrics.block.write_bytes.add(bytes);
-                Status::Ok
-            }
-            Err(_) => {
-                self.metrics.block.host_errors.increment();
-                Status::IoError
-            }
+        match kind {
+            Kind::Read { bytes } => metrics.read_bytes.add(bytes),
+            Kind::Write { bytes } => metrics.write_bytes.add(bytes),
+            Kind::Discard => metrics.discards.increment(),
+            Kind::WriteZeroes { .. } => metrics.zeroes.increment(),
+            Kind::Flush => metrics.syncs.increment(),
         }
+        status
     }
 
-    fn flush(&self) -> Status {
-        self.metrics.block.flushes.increment();
-        if self.read_only || self.file.sync_data().is_ok() {
-            return Status::Ok;
-        }
-        self.metrics.block.host_errors.increment();
-        Status::IoError
+    /// The status is the last byte, so the length covers all of the writable part.
+    fn answer(
+        &self,
+        io: &mut DeviceIo<'_>,
+        chain: &Chain,
+        status_at: u64,
+        status: Status,
+    ) -> Result<(), BrokenQueue> {
+        chain.write_all(io.memory, status_at, &[status as u8]);
+        let written = u32::try_from(status_at + 1).unwrap_or(u32::MAX);
+        io.queues[0].push_used(io.memory, chain.head, written)
     }
 
     /// The id is 20 bytes; a shorter buffer takes what fits.
@@ -123,4 +212,21 @@ impl Block {
         }
         if chain.write_all(memory, 0, &self.id[..bytes as usize]) { Status::Ok } else { Status::IoError }
     }
+
+    /// Gives back all that is on the way. Takes nothing new from the queue.
+    pub(super) fn wait_for_all(&mut self, io: &mut DeviceIo<'_>) -> Result<(), BrokenQueue> {
+        while self.slots.on_the_way() > 0 {
+            if self.finish(io)? == 0 && self.slots.on_the_way() > 0 && self.slots.wait().is_err() {
+                return Err(BrokenQueue::Request("the host cannot wait for its disk"));
+            }
+        }
+        interrupt(io)
+    }
+}
+
+fn interrupt(io: &mut DeviceIo<'_>) -> Result<(), BrokenQueue> {
+    if io.queues[0].needs_interrupt(io.memory)? {
+        io.interrupt.raise(USED_BUFFER);
+    }
+    Ok(())
 }

@@ -1,9 +1,16 @@
 //! Requests of a driver, right and wrong, against a file.
 
+mod asynchronous;
+mod ranges;
+
 use super::device::{Block, BlockError};
+use super::engine::Engine;
+use super::engine::uring::Uring;
+use super::engine::worker::Worker;
 use crate::devices::virtio::driver::{DATA, Driven, NEXT, WRITE};
 use crate::devices::virtio::mmio::NEEDS_RESET;
 use crate::metrics::Metrics;
+use crate::seccomp;
 use proptest::prelude::*;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -21,13 +28,33 @@ struct Disk {
     file: File,
 }
 
+type MakeEngine = fn(&File) -> std::io::Result<Engine>;
+
+/// Each engine that this host has: io_uring is not everywhere.
+fn engines() -> Vec<(&'static str, MakeEngine)> {
+    let worker: MakeEngine =
+        |file| Worker::new(file, seccomp::worker(true).expect("compiles")).map(Engine::Worker);
+    let uring: MakeEngine = |file| Uring::new(file).map(|uring| Engine::Uring(Box::new(uring)));
+    match Uring::new(&tempfile::tempfile().expect("a temporary file")) {
+        Ok(_) => vec![("worker", worker), ("io_uring", uring)],
+        Err(error) => {
+            println!("io_uring is left out: {error}");
+            vec![("worker", worker)]
+        }
+    }
+}
+
 impl Disk {
     fn new(read_only: bool) -> Self {
         Self::of(read_only, SECTORS * 512)
     }
 
-    /// Sparse behind the first sectors.
     fn of(read_only: bool, bytes: u64) -> Self {
+        Self::with(read_only, bytes, |file| Engine::new(file, true))
+    }
+
+    /// Sparse behind the first sectors.
+    fn with(read_only: bool, bytes: u64, engine: impl FnOnce(&File) -> std::io::Result<Engine>) -> Self {
         let file = tempfile::tempfile().expect("a temporary file");
         file.set_len(bytes).expect("length");
         for sector in 0..SECTORS {
@@ -35,7 +62,8 @@ impl Disk {
         }
         let metrics = Arc::new(Metrics::default());
         let twin = file.try_clone().expect("a second descriptor");
-        let block = Block::new(twin, "serial-0123", read_only, Arc::clone(&metrics)).expect("a disk");
+        let block = Block::with_engine(twin, "serial-0123", read_only, Arc::clone(&metrics), engine);
+        let block = block.expect("a disk");
         Self { driven: Driven::new(Box::new(block), metrics), file }
     }
 
@@ -57,7 +85,7 @@ impl Disk {
         }
         chain.push((STATUS, 1, true));
         self.driven.rings[0].send(&chain);
-        self.driven.transport.queue_event(0);
+        self.driven.serve(0);
         assert_eq!(self.driven.rings[0].take_used().len(), 1);
         self.driven.read(STATUS, 1)[0]
     }
@@ -71,7 +99,13 @@ impl Disk {
 
 #[test]
 fn reads_and_writes_whole_sectors() {
-    let mut disk = Disk::new(false);
+    for (name, engine) in engines() {
+        println!("{name}");
+        reads_and_writes(Disk::with(false, SECTORS * 512, engine));
+    }
+}
+
+fn reads_and_writes(mut disk: Disk) {
     assert_eq!(disk.request(VIRTIO_BLK_T_IN, 3, 1024), 0);
     assert_eq!(disk.driven.read(BODY, 1024), [[4; 512], [5; 512]].concat());
     disk.driven.write(BODY, &[0xab; 512]);
@@ -100,7 +134,7 @@ fn a_request_in_many_pieces_is_one_request() {
     let rest = (at + 1).next_multiple_of(512) + 1 - at;
     chain.push((BODY + at, rest as u32, true));
     disk.driven.rings[0].send(&chain);
-    disk.driven.transport.queue_event(0);
+    disk.driven.serve(0);
     assert_eq!(disk.driven.rings[0].take_used().len(), 1);
     let total = (at + rest - 1) as usize;
     let expected: Vec<u8> = (0..total).map(|byte| (byte / 512) as u8 + 1).collect();
@@ -141,7 +175,7 @@ fn a_transfer_of_any_length_cannot_keep_the_thread() {
         chain.extend((0..pieces).map(|_| (BODY, 1 << 20, true)));
         chain.push((STATUS, 1, true));
         disk.driven.rings[0].send(&chain);
-        disk.driven.transport.queue_event(0);
+        disk.driven.serve(0);
         assert_eq!(disk.driven.rings[0].take_used().len(), 1);
         assert_eq!(u32::from(disk.driven.read(STATUS, 1)[0]), expected, "{pieces} MiB");
     }
@@ -154,10 +188,10 @@ fn after_some_megabytes_other_devices_have_their_turn() {
     for _ in 0..8 {
         disk.driven.rings[0].send(&[(HEADER, 16, false), (BODY, 1 << 20, true), (STATUS, 1, true)]);
     }
-    disk.driven.transport.queue_event(0);
+    disk.driven.serve(0);
     assert_eq!(disk.driven.rings[0].take_used().len(), 4);
     // it has asked to come back, and then does the rest
-    disk.driven.transport.queue_event(0);
+    disk.driven.serve(0);
     assert_eq!(disk.driven.rings[0].take_used().len(), 4);
 }
 
@@ -198,7 +232,7 @@ fn the_id_fits_or_is_cut() {
 #[test]
 fn unknown_requests_say_so() {
     let mut disk = Disk::new(false);
-    for kind in [2, 3, 11, 13, 14, 0x8000_0000, u32::MAX] {
+    for kind in [2, 3, 5, 12, 14, 0x8000_0000, u32::MAX] {
         assert_eq!(disk.request(kind, 0, 512), 2, "type {kind}");
     }
     assert_eq!(disk.on_disk(0), [1; 512]);
@@ -227,7 +261,7 @@ fn requests_without_header_or_status_break_the_queue() {
         let mut disk = Disk::new(false);
         disk.header(VIRTIO_BLK_T_OUT, 0);
         disk.driven.rings[0].send(chain);
-        disk.driven.transport.queue_event(0);
+        disk.driven.serve(0);
         assert_eq!(disk.driven.status() & NEEDS_RESET, NEEDS_RESET, "{chain:?}");
     }
 }
@@ -237,14 +271,14 @@ fn writable_data_for_a_write_is_no_data() {
     let mut disk = Disk::new(false);
     disk.header(VIRTIO_BLK_T_OUT, 0);
     disk.driven.rings[0].send(&[(HEADER, 16, false), (BODY, 512, true), (STATUS, 1, true)]);
-    disk.driven.transport.queue_event(0);
+    disk.driven.serve(0);
     assert_eq!(disk.on_disk(0), [1; 512]);
 }
 
 #[test]
 fn disks_that_cannot_be_used_are_refused() {
     let metrics = Arc::<Metrics>::default;
-    let open = |file: File, read_only| Block::new(file, "", read_only, metrics()).map(|_| ());
+    let open = |file: File, read_only| Block::new(file, "", read_only, true, metrics()).map(|_| ());
     let empty = tempfile::tempfile().expect("a temporary file");
     assert!(matches!(open(empty, false), Err(BlockError::Size { bytes: 0 })));
     let odd = tempfile::tempfile().expect("a temporary file");
@@ -279,7 +313,7 @@ proptest! {
         }
         ring.write(pieces.len() as u16 + 1, STATUS, 1, WRITE, 0);
         ring.publish(0);
-        disk.driven.transport.queue_event(0);
+        disk.driven.serve(0);
         for sector in 0..SECTORS {
             prop_assert_eq!(disk.on_disk(sector), vec![sector as u8 + 1; 512]);
         }

@@ -14,7 +14,6 @@ mod events;
 mod host;
 pub mod metrics;
 pub mod packet;
-pub mod persist;
 
 #[cfg(test)]
 mod tests;

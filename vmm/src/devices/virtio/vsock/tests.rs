@@ -100,7 +100,7 @@ impl Guest {
     fn receive(&mut self) -> Vec<Packet> {
         let mut all = Vec::new();
         for _ in 0..4 {
-            self.driven.transport.host_event();
+            self.driven.transport.host_event(0);
             let used = self.driven.rings[RX].take_used();
             let count = used.len() as u64;
             for (head, bytes) in used {
@@ -241,7 +241,7 @@ fn without_a_driver_the_host_is_turned_away_at_once() {
     let guest = Guest::new();
     guest.driven.put(virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS, 0);
     let mut stream = guest.host_connects("CONNECT 1\n");
-    guest.driven.transport.host_event();
+    guest.driven.transport.host_event(0);
     let ended = stream.read(&mut [0; 1]);
     assert!(!matches!(&ended, Err(error) if error.kind() == ErrorKind::WouldBlock), "{ended:?}");
 }
@@ -256,7 +256,7 @@ fn a_guest_that_does_not_answer_is_given_up() {
     while !ended && began.elapsed() < Duration::from_secs(15) {
         // the deadline is a timer of the kernel
         std::thread::sleep(Duration::from_millis(100));
-        guest.driven.transport.host_event();
+        guest.driven.transport.host_event(0);
         ended = is_closed(&mut stream);
     }
     assert!(ended);
@@ -409,7 +409,7 @@ fn the_rest_is_delivered_after_close_and_after_reset() {
                 Ok(read) => got += read as u32,
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
-            guest.driven.transport.host_event();
+            guest.driven.transport.host_event(0);
             assert!(began.elapsed() < Duration::from_secs(20), "the end of file did not come");
         }
         assert_eq!(got, sent);

@@ -1,3 +1,0 @@
-//! Saving a paused machine, and going on from there in another process.
-
-pub mod blob;
