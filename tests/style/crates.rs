@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// What a crate may use of ours. docs/ARCHITECTURE.md has the same table for readers. `pinfold-` is left out.
 const MAY_USE: &[(&str, &[&str])] = &[
+    ("bench", &["vmm-api"]),
     ("cli", &["domain", "sdk"]),
     ("domain", &[]),
     ("engine", &["domain"]),

@@ -16,26 +16,45 @@ const BINARIES: &[(&str, &str)] = &[
     ("pinfold-guest-agent", "pinfold-guest-agent"),
 ];
 
+/// What `cargo xtask bench` puts into its nodes and guests, with what it measures.
+const BENCHMARK: &[(&str, &str)] = &[
+    ("pinfold-vmm", "pinfold-vmm"),
+    ("pinfold-bench", "pinfold-bench-node"),
+    ("pinfold-bench", "pinfold-bench-guest"),
+];
+
 /// Builds all of them as static release binaries in one cargo call.
 ///
 /// Static: the guest agent runs in an empty root, the VMM in a jail without libraries, the node's in an initramfs, and
 /// one call compiles every shared crate once.
 pub fn run(workspace: &Workspace) -> Result<()> {
-    let step = Step::begin(
-        "binaries",
-        "static release builds, which run in a jail, a guest and a virtual node alike",
-    );
+    let why = "static release builds, which run in a jail, a guest and a virtual node alike";
+    build(workspace, "binaries", why, BINARIES)
+}
+
+/// Builds what is measured and what measures it.
+pub fn benchmark(workspace: &Workspace) -> Result<()> {
+    build(
+        workspace,
+        "benchmark",
+        "static release builds of the VMM and of both ends of the benchmark",
+        BENCHMARK,
+    )
+}
+
+fn build(workspace: &Workspace, title: &str, why: &str, binaries: &[(&str, &str)]) -> Result<()> {
+    let step = Step::begin(title, why);
     let mut cargo = workspace.cargo();
     cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-Ctarget-feature=+crt-static");
     // a variable of the caller would take the place of the one above
     cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     cargo.args(["build", "--release", "--target", TARGET]);
-    for (package, _) in BINARIES {
+    for (package, _) in binaries {
         cargo.args(["-p", package]);
     }
-    command::run(&step, &workspace.log("build"), &mut cargo)?;
+    command::run(&step, &workspace.log(&format!("build-{title}")), &mut cargo)?;
     let mut sizes = Vec::new();
-    for (_, binary) in BINARIES {
+    for (_, binary) in binaries {
         let path = workspace.binaries().join(binary);
         let size = fs::metadata(&path).with_context(|| format!("looking for {}", path.display()))?.len();
         sizes.push(format!("{} {}", binary.trim_start_matches("pinfold-"), progress::megabytes(size)));

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod bench;
 mod build;
 mod check;
 mod command;
@@ -48,6 +49,8 @@ enum Task {
     Test(test::Arguments),
     /// Fuzz what guests and callers drive in the VMM
     Fuzz(fuzz::Arguments),
+    /// Measure, and print a table: what must be reached, what was, and beside what
+    Bench(bench::Arguments),
     /// Format, lints and unit tests
     Check,
     /// Remove everything under build/
@@ -68,9 +71,10 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     let workspace = Workspace::find()?;
     let _lock = workspace.lock()?;
+    let build_first = !arguments.no_build;
     let prepare = || {
         setup::run(&workspace)?;
-        if !arguments.no_build {
+        if build_first {
             build::run(&workspace)?;
         }
         images::run(&workspace)
@@ -96,6 +100,13 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             test::run(&workspace, &arguments)
         }
         Task::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
+        Task::Bench(arguments) => {
+            if !arguments.no_images {
+                images::own_kernel::run(&workspace)?;
+                prepare()?;
+            }
+            bench::run(&workspace, &arguments, build_first)
+        }
         Task::Check => check::check(&workspace),
         Task::Clean => workspace.clean(),
     }

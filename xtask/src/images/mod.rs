@@ -9,12 +9,12 @@
 //!
 //! The layout of `build/images` is the contract with the node agent; `images/README.md` has it.
 
-mod guest;
+pub mod guest;
 mod hostile;
 mod node;
 pub mod own_kernel;
 mod rootfs;
-mod stock;
+pub mod stock;
 
 use crate::workspace::Workspace;
 use anyhow::{Context, Result};

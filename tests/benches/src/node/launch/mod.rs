@@ -1,0 +1,173 @@
+//! Starting a VMM: ours, or QEMU's `microvm` machine, with the same kernel, disks and memory.
+
+mod ours;
+mod qemu;
+
+use crate::clock;
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use pinfold_vmm_api::console::Reader;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+/// Most console output that is looked at in one go.
+const CONSOLE_CHUNK_BYTES: usize = 64 * 1024;
+/// Where sockets and files of a run lie: a tmpfs.
+pub const DIRECTORY: &str = "/run/bench";
+const SCRATCH: &str = "/run/bench/scratch.ext4";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Vmm {
+    Pinfold,
+    Qemu,
+}
+
+/// What to boot.
+#[derive(Debug, Clone, Args)]
+pub struct Machine {
+    #[arg(long, value_enum, default_value = "pinfold")]
+    pub vmm: Vmm,
+    /// The VMM's binary
+    #[arg(long)]
+    pub program: PathBuf,
+    #[arg(long)]
+    pub kernel: PathBuf,
+    #[arg(long)]
+    pub initrd: Option<PathBuf>,
+    /// PATH or PATH:ro
+    #[arg(long)]
+    pub disk: Vec<String>,
+    /// One more disk, writable, made for this run with an empty ext4
+    #[arg(long)]
+    pub scratch_mib: Option<u64>,
+    #[arg(long, default_value = "console=ttyS0 panic=-1")]
+    pub cmdline: String,
+    #[arg(long, default_value_t = 256)]
+    pub memory_mib: u64,
+    #[arg(long, default_value_t = 1)]
+    pub vcpus: u32,
+    /// A balloon (ours only)
+    #[arg(long)]
+    pub balloon: bool,
+    #[arg(long)]
+    pub without_seccomp: bool,
+}
+
+impl Machine {
+    /// Path and whether it is read-only.
+    pub fn disks(&self) -> impl Iterator<Item = (&Path, bool)> {
+        let given = self.disk.iter().map(|disk| match disk.strip_suffix(":ro") {
+            Some(path) => (Path::new(path), true),
+            None => (Path::new(disk.as_str()), false),
+        });
+        given.chain(self.scratch_mib.map(|_| (Path::new(SCRATCH), false)))
+    }
+
+    /// The node agent's disk of a sandbox, with its options.
+    fn make_scratch(&self) -> Result<()> {
+        let Some(mib) = self.scratch_mib else { return Ok(()) };
+        File::create(SCRATCH).and_then(|file| file.set_len(mib << 20)).context("making the scratch disk")?;
+        let mut mke2fs = Command::new("mke2fs");
+        mke2fs.args(["-F", "-q", "-t", "ext4", "-m", "0", "-O", "^has_journal"]);
+        mke2fs.args(["-E", "assume_storage_prezeroed=1,nodiscard", SCRATCH]);
+        let status = mke2fs.status().context("starting mke2fs")?;
+        ensure!(status.success(), "mke2fs ended with {status}");
+        Ok(())
+    }
+
+    /// Reads every file that the start will need, so that no run pays for the disk.
+    pub fn warm(&self) -> Result<()> {
+        let files = [Some(&self.program), Some(&self.kernel), self.initrd.as_ref()];
+        for path in files.into_iter().flatten() {
+            let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+            std::io::copy(&mut file, &mut std::io::sink())?;
+        }
+        Ok(())
+    }
+}
+
+/// A VMM at work. Dropping it ends it.
+pub struct Running {
+    pub child: Child,
+    pub console: Console,
+    /// our control socket
+    pub control: Option<PathBuf>,
+    /// where a guest agent says hello
+    pub hello: Option<UnixListener>,
+    /// just before the process was made
+    pub began_us: u64,
+}
+
+impl Running {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // it may have ended by itself
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Begins with an empty directory.
+pub fn start(machine: &Machine) -> Result<Running> {
+    let directory = Path::new(DIRECTORY);
+    if directory.exists() {
+        fs::remove_dir_all(directory).with_context(|| format!("clearing {DIRECTORY}"))?;
+    }
+    fs::create_dir_all(directory).with_context(|| format!("making {DIRECTORY}"))?;
+    machine.make_scratch()?;
+    match machine.vmm {
+        Vmm::Pinfold => ours::start(machine, directory),
+        Vmm::Qemu => qemu::start(machine, directory),
+    }
+}
+
+/// What the guest's serial port has said.
+pub struct Console {
+    source: Source,
+    seen: Vec<u8>,
+}
+
+enum Source {
+    Ring(Reader),
+    Plain(File),
+}
+
+impl Console {
+    fn ring(path: &Path) -> Result<Self> {
+        Ok(Self { source: Source::Ring(Reader::new(File::open(path)?)), seen: Vec::new() })
+    }
+
+    fn plain(path: &Path) -> Result<Self> {
+        Ok(Self { source: Source::Plain(File::open(path)?), seen: Vec::new() })
+    }
+
+    /// Everything so far.
+    pub fn text(&mut self) -> Result<String> {
+        let from = self.seen.len() as u64;
+        let new = match &self.source {
+            Source::Ring(reader) => reader.read(from, CONSOLE_CHUNK_BYTES)?.data,
+            Source::Plain(file) => {
+                let mut buffer = vec![0; CONSOLE_CHUNK_BYTES];
+                let count = file.read_at(&mut buffer, from)?;
+                buffer.truncate(count);
+                buffer
+            }
+        };
+        self.seen.extend(new);
+        Ok(String::from_utf8_lossy(&self.seen).into_owned())
+    }
+}
+
+fn spawn(command: &mut Command) -> Result<(Child, u64)> {
+    let began_us = clock::now_us();
+    let child = command.spawn().with_context(|| format!("starting {:?}", command.get_program()))?;
+    Ok((child, began_us))
+}

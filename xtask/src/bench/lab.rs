@@ -1,0 +1,116 @@
+//! Where measurements are made: nodes that come and go, with retries that are counted.
+
+use super::disk;
+use super::node::{Node, Silent, Time};
+use crate::workspace::Workspace;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A node that falls silent is replaced this often for one measurement.
+const ATTEMPTS: u32 = 4;
+/// Of one call in the node. The node itself ends a command after 120 s of its own time.
+const CALL_LIMIT: Duration = Duration::from_secs(200);
+
+pub struct Lab<'a> {
+    workspace: &'a Workspace,
+    disk: PathBuf,
+    node: Option<Node>,
+    /// nodes that fell silent and were replaced
+    pub replaced: u32,
+    /// everything that was measured, in order: (label, value)
+    pub samples: Vec<(String, Value)>,
+}
+
+impl<'a> Lab<'a> {
+    pub fn new(workspace: &'a Workspace, disk: PathBuf) -> Self {
+        Self { workspace, disk, node: None, replaced: 0, samples: Vec::new() }
+    }
+
+    /// One measurement in a node of its own that counts instructions.
+    pub fn counted(&mut self, label: &str, arguments: &[&str]) -> Result<Value> {
+        self.node = None;
+        let value = self.retried(Time::Counted, label, arguments);
+        self.node = None;
+        value
+    }
+
+    /// One measurement by the wall's clock, in the node that is there.
+    pub fn real(&mut self, label: &str, arguments: &[&str]) -> Result<Value> {
+        self.retried(Time::Real, label, arguments)
+    }
+
+    /// The next measurement gets a new node.
+    pub fn renew(&mut self) {
+        self.node = None;
+    }
+
+    fn retried(&mut self, time: Time, label: &str, arguments: &[&str]) -> Result<Value> {
+        for attempt in 1..=ATTEMPTS {
+            match self.once(time, arguments) {
+                Ok(value) => {
+                    self.samples.push((label.to_owned(), value.clone()));
+                    return Ok(value);
+                }
+                Err(error) if error.is::<Silent>() || error.chain().any(|cause| cause.is::<Silent>()) => {
+                    self.node = None;
+                    self.replaced += 1;
+                    println!("    {label}: {error:#}; a new node (attempt {attempt} of {ATTEMPTS})");
+                }
+                Err(error) => {
+                    self.node = None;
+                    return Err(error.context(label.to_owned()));
+                }
+            }
+        }
+        bail!("{label}: {ATTEMPTS} virtual nodes fell silent, one after the other")
+    }
+
+    fn once(&mut self, time: Time, arguments: &[&str]) -> Result<Value> {
+        if self.node.is_none() {
+            self.node = Some(Node::start(self.workspace, &self.disk, time)?);
+        }
+        let node = self.node.as_mut().context("a node was just started")?;
+        let words: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
+        let output = node.run(&format!("pinfold-bench-node {}", words.join(" ")), CALL_LIMIT)?;
+        let line = output.lines().find_map(|line| line.strip_prefix("BENCH "));
+        let line = line.with_context(|| format!("no result in {output:?}"))?;
+        serde_json::from_str(line).with_context(|| format!("{line:?} is no JSON"))
+    }
+}
+
+/// For `sh`.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:".contains(c);
+    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
+/// A number in a sample, by a path such as `exits.total`.
+pub fn at(value: &Value, path: &str) -> Result<f64> {
+    let found = path.split('.').try_fold(value, |value, key| value.get(key));
+    found.and_then(Value::as_f64).with_context(|| format!("a sample has no number {path}: {value}"))
+}
+
+/// Builds the disk, then hands the lab to `work`.
+pub fn open<'a>(workspace: &'a Workspace, stock: &crate::images::stock::StockKernel) -> Result<Lab<'a>> {
+    Ok(Lab::new(workspace, disk::make(workspace, stock)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_reach_the_shell_whole() {
+        assert_eq!(quoted("a-b=c/d.e,f"), "a-b=c/d.e,f");
+        assert_eq!(quoted("console=ttyS0 it's"), "'console=ttyS0 it'\\''s'");
+    }
+
+    #[test]
+    fn numbers_are_found_by_path() {
+        let value = serde_json::json!({"exits": {"io": 284}});
+        assert_eq!(at(&value, "exits.io").expect("there"), 284.0);
+        assert!(at(&value, "exits.mmio").is_err());
+    }
+}
