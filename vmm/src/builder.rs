@@ -12,7 +12,7 @@ use crate::devices::console::ConsoleBuffer;
 use crate::devices::virtio::block::device::BlockError;
 use crate::ending::Ending;
 use crate::events::Teller;
-use crate::machine::{Machine, Shared};
+use crate::machine::{Begin, Machine, Parts, Shared};
 use crate::memory::{self, MemoryError};
 use crate::memory_use::MemoryMeter;
 use crate::metrics::Metrics;
@@ -163,7 +163,9 @@ pub fn build(
         began,
     };
     let control = ControlServer::new(descriptors.control).map_err(host("listen on the control socket"))?;
-    Ok(Machine::new(vm, memory, vcpus, transports, control, bindings, shared))
+    let begin = Begin::Boot;
+    let parts = Parts { vm, memory, vcpus, transports, control, bindings, shared, begin };
+    Machine::new(parts).map_err(host("make an event loop"))
 }
 
 pub(crate) fn micros_since(began: Instant) -> u64 {

@@ -5,15 +5,22 @@
 
 use pinfold_vmm_api::control::{Event, MAX_LINE_BYTES, Request, Response};
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// The node agent has one; a person with a tool may have another.
 pub const MAX_CONNECTIONS: usize = 8;
 
 const LISTENER: u64 = 0;
+
+/// Most descriptors that come with one request: a snapshot's state and its memory.
+pub const MAX_DESCRIPTORS: usize = 2;
+
+/// Decides on a request and the descriptors that came with it.
+pub type Answer<'a> = dyn FnMut(Request, Vec<OwnedFd>) -> Response + 'a;
 
 #[derive(Debug)]
 pub struct ControlServer {
@@ -28,6 +35,8 @@ struct Connection {
     stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
+    /// for the request whose line is not whole yet
+    descriptors: Vec<OwnedFd>,
     watches: bool,
     /// it watches, and has to be told what it has missed
     behind: bool,
@@ -43,7 +52,7 @@ impl ControlServer {
     }
 
     /// Does what there is to do; `answer` decides on each request.
-    pub fn serve(&mut self, answer: &mut dyn FnMut(Request) -> Response) {
+    pub fn serve(&mut self, answer: &mut Answer<'_>) {
         let mut events = [EpollEvent::default(); MAX_CONNECTIONS + 1];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
         for event in &events[..count] {
@@ -98,7 +107,7 @@ impl ControlServer {
             .retain(|id, connection| !connection.watches || act(connection) && watch(epoll, *id, connection));
     }
 
-    fn progress(&mut self, id: u64, answer: &mut dyn FnMut(Request) -> Response) {
+    fn progress(&mut self, id: u64, answer: &mut Answer<'_>) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         if !connection.progress(answer) || !watch(&self.epoll, id, connection) {
             // closing the descriptor takes it out of the epoll set
@@ -122,7 +131,14 @@ impl AsRawFd for ControlServer {
 
 impl Connection {
     fn new(stream: UnixStream) -> Self {
-        Self { stream, input: Vec::new(), output: Vec::new(), watches: false, behind: false }
+        Self {
+            stream,
+            input: Vec::new(),
+            output: Vec::new(),
+            descriptors: Vec::new(),
+            watches: false,
+            behind: false,
+        }
     }
 
     /// Writes `events` out as far as the peer takes them. False when the connection is over.
@@ -139,7 +155,7 @@ impl Connection {
     }
 
     /// False when it is over.
-    fn progress(&mut self, answer: &mut dyn FnMut(Request) -> Response) -> bool {
+    fn progress(&mut self, answer: &mut Answer<'_>) -> bool {
         if !self.answer_buffered(answer) {
             return false;
         }
@@ -147,7 +163,7 @@ impl Connection {
             return true;
         }
         let mut chunk = [0; 1024];
-        match self.stream.read(&mut chunk) {
+        match self.receive(&mut chunk) {
             Ok(0) => return false,
             Ok(read) => self.input.extend_from_slice(&chunk[..read]),
             Err(error) => return matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
@@ -156,21 +172,40 @@ impl Connection {
         self.answer_buffered(answer) && self.input.len() <= MAX_LINE_BYTES
     }
 
+    /// Reads bytes, and keeps the descriptors that came with them. More than a request may have end the connection.
+    fn receive(&mut self, chunk: &mut [u8]) -> io::Result<usize> {
+        let mut fds = [-1; MAX_DESCRIPTORS];
+        let mut buffers = [libc::iovec { iov_base: chunk.as_mut_ptr().cast(), iov_len: chunk.len() }];
+        // SAFETY: the buffer is `chunk`, which lives through the call and may be overwritten.
+        let (read, count) = unsafe { self.stream.recv_with_fds(&mut buffers, &mut fds) }
+            .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        for fd in &fds[..count] {
+            // SAFETY: the kernel made the descriptor for this message; nobody else has it.
+            self.descriptors.push(unsafe { OwnedFd::from_raw_fd(*fd) });
+        }
+        if self.descriptors.len() > MAX_DESCRIPTORS {
+            return Err(io::Error::from_raw_os_error(libc::EPROTO));
+        }
+        Ok(read)
+    }
+
     /// Answers the whole lines that are here, as far as the peer takes the answers: where it does not, they wait, and
     /// nothing more is read. False when the connection is over.
-    fn answer_buffered(&mut self, answer: &mut dyn FnMut(Request) -> Response) -> bool {
+    fn answer_buffered(&mut self, answer: &mut Answer<'_>) -> bool {
         while self.send() {
             if !self.output.is_empty() {
                 return true;
             }
             let Some(end) = self.input.iter().position(|byte| *byte == b'\n') else { return true };
             let line: Vec<u8> = self.input.drain(..=end).collect();
+            // they come with the last byte of their line or before
+            let descriptors = std::mem::take(&mut self.descriptors);
             let response = match serde_json::from_slice(&line) {
                 Ok(Request::Watch) => {
                     (self.watches, self.behind) = (true, true);
                     Response::Done
                 }
-                Ok(request) => answer(request),
+                Ok(request) => answer(request, descriptors),
                 Err(error) => Response::Error { message: format!("not a request: {error}") },
             };
             self.push(&response);

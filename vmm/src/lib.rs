@@ -28,4 +28,5 @@ pub mod process;
 pub mod record;
 pub mod seccomp;
 pub mod signals;
+pub mod snapshot;
 pub mod vcpu;

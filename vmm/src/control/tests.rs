@@ -1,7 +1,7 @@
 //! The control socket against peers that behave and peers that do not.
 
 use super::*;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 
 struct Rig {
@@ -28,7 +28,7 @@ impl Rig {
     fn serve(&mut self) -> Vec<Request> {
         let mut seen = Vec::new();
         for _ in 0..40 {
-            self.server.serve(&mut |request| {
+            self.server.serve(&mut |request, _| {
                 seen.push(request);
                 Response::Killed
             });
@@ -210,4 +210,46 @@ fn a_watcher_that_left_is_forgotten() {
     rig.server.publish(&[event(1)]);
     rig.server.publish(&[event(2)]);
     assert!(rig.server.connections.is_empty());
+}
+
+/// A pipe's writing end goes along; the request gets it whole, and the next one none.
+#[test]
+fn descriptors_come_with_their_request_alone() {
+    let mut rig = rig();
+    let peer = rig.connect();
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    let line: &[u8] = b"{\"request\":\"working_set\"}\n{\"request\":\"status\"}\n";
+    peer.send_with_fds(&[line], &[writer.as_raw_fd()]).expect("sent");
+    drop(writer);
+    let mut counts = Vec::new();
+    for _ in 0..10 {
+        rig.server.serve(&mut |_, mut fds| {
+            counts.push(fds.len());
+            if let Some(fd) = fds.pop() {
+                std::fs::File::from(fd).write_all(b"here").expect("written");
+            }
+            Response::Done
+        });
+    }
+    assert_eq!(counts, [1, 0]);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).expect("no end is left open");
+    assert_eq!(text, "here");
+}
+
+#[test]
+fn more_descriptors_than_any_request_has_end_the_connection() {
+    let mut rig = rig();
+    let peer = rig.connect();
+    let files: Vec<_> = (0..3).map(|_| tempfile::tempfile().expect("a file")).collect();
+    let numbers: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    peer.send_with_fds(&[&b"{\"request\":\"pause\"}\n"[..]], &numbers).expect("sent");
+    assert_eq!(rig.serve(), []);
+    assert!(rig.server.connections.is_empty());
+    let peer = rig.connect();
+    for file in &files {
+        peer.send_with_fds(&[&b"."[..]], &[file.as_raw_fd()]).expect("sent");
+        rig.serve();
+    }
+    assert!(rig.server.connections.is_empty(), "neither may they come one by one");
 }

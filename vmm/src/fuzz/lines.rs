@@ -35,12 +35,12 @@ pub fn control(data: &[u8]) {
         if peer.write_all(piece).is_err() {
             break;
         }
-        server.serve(&mut |_| Response::Killed);
+        server.serve(&mut |_, _| Response::Killed);
         drain(&mut peer, &mut answers);
     }
     let _ = peer.shutdown(Shutdown::Write);
     for _ in 0..rest.len() / 512 + 4 {
-        server.serve(&mut |_| Response::Killed);
+        server.serve(&mut |_, _| Response::Killed);
         drain(&mut peer, &mut answers);
     }
     let lines = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count();

@@ -48,6 +48,16 @@ pub(super) const RULES: &[Rule] = &[
         when: &[When::Null { argument: 4 }],
         why: "control and vsock connections, to no other address",
     },
+    Rule {
+        call: libc::SYS_recvmsg,
+        when: &[When::Is { argument: 2, value: 0 }],
+        why: "control connections: the files of a snapshot come with its request",
+    },
+    Rule {
+        call: libc::SYS_tgkill,
+        when: &[When::Is { argument: 2, value: crate::vcpu::crew::HALT_SIGNAL as u64 }],
+        why: "a pause takes the vCPU threads out of the guest",
+    },
     Rule { call: libc::SYS_shutdown, when: &[], why: "half-closed vsock connections" },
     Rule {
         call: libc::SYS_ioctl,

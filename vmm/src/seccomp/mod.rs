@@ -14,6 +14,7 @@
 mod common;
 mod compile;
 mod devices;
+mod kvm;
 mod vcpu;
 mod worker;
 

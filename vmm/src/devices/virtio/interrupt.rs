@@ -35,6 +35,11 @@ impl Interrupt {
         self.status.load(Ordering::SeqCst)
     }
 
+    /// The status as a snapshot kept it; the line stays as it is.
+    pub fn restore(&self, status: u32) {
+        self.status.store(status, Ordering::SeqCst);
+    }
+
     pub fn acknowledge(&self, causes: u32) {
         self.status.fetch_and(!causes, Ordering::SeqCst);
     }

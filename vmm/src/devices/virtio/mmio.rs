@@ -12,6 +12,7 @@
 //! The driver may only add status bits, in this order, or write 0. Features are fixed at FEATURES_OK, the set-up of
 //! queues at DRIVER_OK and, for each, while it is ready. What breaks these rules is ignored and counted.
 
+pub mod persist;
 mod state;
 
 use super::command::{Command, Outcome};
@@ -34,7 +35,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 pub const NOTIFY_OFFSET: u64 = register::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 /// How long a vCPU stands still in the write that resets a device whose host is at work. A driver that does not wait for
 /// status 0 is safe if it takes no longer; and the device thread, should it wait for this vCPU, does not do so for ever.
-const RESET_WAIT: Duration = Duration::from_secs(2);
+const RESET_WAIT: Duration = Duration::from_secs(1);
 const CONFIG_OFFSET: u64 = register::VIRTIO_MMIO_CONFIG as u64;
 
 pub const ACKNOWLEDGE: u32 = bit::VIRTIO_CONFIG_S_ACKNOWLEDGE;
@@ -210,23 +211,6 @@ impl Transport {
     /// Something came from the source of this number, see [`Self::host_sources`].
     pub fn host_event(&self, source: usize) {
         self.event(0, |device, io| device.host_event(source, io));
-    }
-
-    /// Waits until the host has done what the device was asked for and nothing touches guest memory any more. Requests
-    /// that the device has not begun stay in its queues. For the device thread, while no vCPU runs; before events are
-    /// handled again the caller kicks every queue, see [`Self::kick_all`].
-    pub fn quiesce(&self) {
-        self.event(0, |device, io| match io {
-            Some(io) => device.quiesce(io).map(|()| Progress::Done),
-            None => Ok(Progress::Done),
-        });
-    }
-
-    /// Lets the device look at every queue and at the host's side again.
-    pub fn kick_all(&self) {
-        for kick in &self.kicks {
-            let _ = kick.write(1);
-        }
     }
 
     /// Carries out what the host asks for.

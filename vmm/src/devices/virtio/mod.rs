@@ -8,6 +8,7 @@ pub mod chain;
 pub mod command;
 pub mod interrupt;
 pub mod mmio;
+pub mod persist;
 pub mod queue;
 pub mod rng;
 pub mod vsock;
@@ -18,6 +19,7 @@ pub mod driver;
 use crate::memory::GuestMemory;
 use command::{Command, Outcome};
 use interrupt::Interrupt;
+use persist::{DeviceState, DeviceStateError};
 use queue::{BrokenQueue, VirtQueue};
 use std::os::fd::RawFd;
 use vmm_sys_util::epoll::EventSet;
@@ -119,8 +121,9 @@ pub trait VirtioDevice: Send {
         false
     }
 
-    /// Waits until the device is not busy and has given back what it took from the queues, done or not.
-    fn quiesce(&mut self, io: &mut DeviceIo<'_>) -> Result<(), BrokenQueue> {
+    /// Waits until the device is not busy and has given back what it took from the queues, done or not: neither guest
+    /// memory nor a file of the host changes after this until the next event. Without a driver `io` is none.
+    fn quiesce(&mut self, io: Option<&mut DeviceIo<'_>>) -> Result<(), BrokenQueue> {
         let _ = io;
         Ok(())
     }
@@ -137,6 +140,12 @@ pub trait VirtioDevice: Send {
         let _ = (source, io);
         Ok(Progress::Done)
     }
+
+    /// What a snapshot keeps of a device at rest.
+    fn save(&self) -> DeviceState;
+
+    /// Takes over what [`Self::save`] of another process told. [`Self::activate`] follows if there is a driver.
+    fn restore(&mut self, saved: &DeviceState) -> Result<(), DeviceStateError>;
 
     /// The host wants the device to change.
     fn command(&mut self, command: Command) -> Outcome {

@@ -113,6 +113,25 @@ impl VirtQueue {
         Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
+    /// Index of the available ring: it counts what the driver has ever offered.
+    pub fn available(&self, memory: &GuestMemory) -> Result<u16, BrokenQueue> {
+        Ok(self.ring.avail_idx(memory, Ordering::Acquire)?.0)
+    }
+
+    /// Asks for a kick with the next request, whether or not others wait; the index of the available ring.
+    pub fn await_kick(&mut self, memory: &GuestMemory) -> Result<u16, BrokenQueue> {
+        self.ring.enable_notification(memory)?;
+        let available = self.available(memory)?;
+        if self.ring.event_idx_enabled() {
+            // avail_event follows the elements of the used ring (virtio 1.2, 2.7.8)
+            let event = self.ring.used_ring() + 4 + 8 * u64::from(self.ring.size());
+            memory
+                .store(available.to_le(), GuestAddress(event), Ordering::SeqCst)
+                .map_err(|_| BrokenQueue::Request("the used ring has left guest memory"))?;
+        }
+        Ok(available)
+    }
+
     /// Asks for no kicks while the device looks at the queue anyway.
     pub fn disable_kicks(&mut self, memory: &GuestMemory) -> Result<(), BrokenQueue> {
         if self.ring.ready() {

@@ -2,7 +2,8 @@
 
 use super::engine::Engine;
 use super::request::{DISCARD_SECTORS_MAX, Geometry, SECTOR_BYTES, WRITE_ZEROES_SECTORS_MAX};
-use super::slots::{Ended, Slots};
+use super::slots::Slots;
+use crate::devices::virtio::persist::{DeviceState, DeviceStateError};
 use crate::devices::virtio::queue::BrokenQueue;
 use crate::devices::virtio::{DeviceIo, HostSource, Progress, TYPE_BLOCK, VirtioDevice};
 use crate::metrics::Metrics;
@@ -149,8 +150,11 @@ impl VirtioDevice for Block {
         self.unflushed = !self.geometry.read_only;
     }
 
-    fn quiesce(&mut self, io: &mut DeviceIo<'_>) -> Result<(), BrokenQueue> {
-        self.wait_for_all(io)
+    fn quiesce(&mut self, io: Option<&mut DeviceIo<'_>>) -> Result<(), BrokenQueue> {
+        match io {
+            Some(io) => self.wait_for_all(io),
+            None => self.abandon_all(),
+        }
     }
 
     fn queue_event(&mut self, _queue: usize, io: &mut DeviceIo<'_>) -> Result<Progress, BrokenQueue> {
@@ -165,13 +169,17 @@ impl VirtioDevice for Block {
         match io {
             Some(io) => self.serve(io),
             None => {
-                // the driver is gone: what ends now is nobody's
-                while let Some(ended) = self.slots.next_ended() {
-                    self.unflushed |= matches!(ended, Ended::Request(..));
-                }
-                let _ = self.slots.submit();
+                self.abandon();
                 Ok(Progress::Done)
             }
         }
+    }
+
+    fn save(&self) -> DeviceState {
+        self.state()
+    }
+
+    fn restore(&mut self, saved: &DeviceState) -> Result<(), DeviceStateError> {
+        self.check(saved)
     }
 }

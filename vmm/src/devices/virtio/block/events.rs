@@ -216,11 +216,33 @@ impl Block {
     /// Gives back all that is on the way. Takes nothing new from the queue.
     pub(super) fn wait_for_all(&mut self, io: &mut DeviceIo<'_>) -> Result<(), BrokenQueue> {
         while self.slots.on_the_way() > 0 {
-            if self.finish(io)? == 0 && self.slots.on_the_way() > 0 && self.slots.wait().is_err() {
-                return Err(BrokenQueue::Request("the host cannot wait for its disk"));
+            if self.finish(io)? == 0 && self.slots.on_the_way() > 0 {
+                self.wait()?;
             }
         }
         interrupt(io)
+    }
+
+    /// The driver is gone: what has ended is nobody's.
+    pub(super) fn abandon(&mut self) {
+        while let Some(ended) = self.slots.next_ended() {
+            self.unflushed |= matches!(ended, Ended::Request(..));
+        }
+        // what cannot begin now begins with the next that ends
+        let _ = self.slots.submit();
+    }
+
+    pub(super) fn abandon_all(&mut self) -> Result<(), BrokenQueue> {
+        self.abandon();
+        while self.slots.on_the_way() > 0 {
+            self.wait()?;
+            self.abandon();
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<(), BrokenQueue> {
+        self.slots.wait().map_err(|_| BrokenQueue::Request("the host cannot wait for its disk"))
     }
 }
 

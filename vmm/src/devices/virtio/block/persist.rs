@@ -1,46 +1,28 @@
-//! What of a block device outlives the process: nothing but what the transport keeps, and a promise.
-//!
-//! A saved device has no request on the way ([`VirtioDevice::quiesce`]) and no write of it waits in a cache of ours. The
-//! file itself, its size and its rate come from the config of the machine that is restored.
+//! A disk's contents are in its file; what the driver knows of it must still be true.
 
 use super::device::Block;
-use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::persist::{DeviceState, DeviceStateError};
 use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockState {
-    /// the disk's length: a driver has read it
-    pub sectors: u64,
-    pub read_only: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum BlockStateError {
-    #[error("the saved disk has {saved} sectors, the one given has {given}")]
-    Sectors { saved: u64, given: u64 },
-    #[error("the saved disk and the one given differ in being read-only")]
-    ReadOnly,
-    #[error("requests are on the way")]
-    Busy,
+    sectors: u64,
+    read_only: bool,
 }
 
 impl Block {
-    pub fn save(&self) -> Result<BlockState, BlockStateError> {
-        if self.is_busy() {
-            return Err(BlockStateError::Busy);
-        }
-        Ok(BlockState { sectors: self.geometry.sectors, read_only: self.geometry.read_only })
+    pub(super) fn state(&self) -> DeviceState {
+        DeviceState::Block(BlockState { sectors: self.geometry.sectors, read_only: self.geometry.read_only })
     }
 
-    /// Checks that this is a disk that the saved driver can go on with.
-    pub fn restore(&mut self, state: &BlockState) -> Result<(), BlockStateError> {
-        let given = self.geometry;
-        if state.sectors != given.sectors {
-            return Err(BlockStateError::Sectors { saved: state.sectors, given: given.sectors });
+    pub(super) fn check(&self, saved: &DeviceState) -> Result<(), DeviceStateError> {
+        let DeviceState::Block(saved) = saved else { return Err(DeviceStateError::Variant) };
+        let differs = |what, saved, configured| Err(DeviceStateError::Differs { what, saved, configured });
+        if saved.sectors != self.geometry.sectors {
+            return differs("sectors", saved.sectors, self.geometry.sectors);
         }
-        if state.read_only != given.read_only {
-            return Err(BlockStateError::ReadOnly);
+        if saved.read_only != self.geometry.read_only {
+            return differs("read_only", u64::from(saved.read_only), u64::from(self.geometry.read_only));
         }
         Ok(())
     }

@@ -2,11 +2,13 @@
 
 use super::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET};
 use crate::devices::virtio::interrupt::{CONFIG_CHANGE, Interrupt};
+use crate::devices::virtio::persist::DeviceStateError;
 use crate::devices::virtio::queue::VirtQueue;
 use crate::devices::virtio::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_VERSION_1, VirtioDevice};
 use crate::memory::GuestMemory;
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_mmio as register;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::GuestAddress;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
@@ -31,6 +33,63 @@ pub(super) struct State {
     activation_due: bool,
 }
 
+/// What the driver has told the transport.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisterState {
+    status: u32,
+    device_features_page: u32,
+    driver_features_page: u32,
+    driver_features: u64,
+    selected_queue: u32,
+    queues: Vec<SavedQueue>,
+}
+
+/// A split virtqueue: addresses are of guest memory, indices as in virtio 1.2, 2.7.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct SavedQueue {
+    max_size: u16,
+    size: u16,
+    ready: bool,
+    event_idx: bool,
+    next_available: u16,
+    next_used: u16,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+}
+
+impl From<QueueState> for SavedQueue {
+    fn from(state: QueueState) -> Self {
+        Self {
+            max_size: state.max_size,
+            size: state.size,
+            ready: state.ready,
+            event_idx: state.event_idx_enabled,
+            next_available: state.next_avail,
+            next_used: state.next_used,
+            descriptors: state.desc_table,
+            available: state.avail_ring,
+            used: state.used_ring,
+        }
+    }
+}
+
+impl From<&SavedQueue> for QueueState {
+    fn from(saved: &SavedQueue) -> Self {
+        Self {
+            max_size: saved.max_size,
+            next_avail: saved.next_available,
+            next_used: saved.next_used,
+            event_idx_enabled: saved.event_idx,
+            size: saved.size,
+            ready: saved.ready,
+            desc_table: saved.descriptors,
+            avail_ring: saved.available,
+            used_ring: saved.used,
+        }
+    }
+}
+
 /// A register access that breaks the rules of the transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Refused;
@@ -51,6 +110,53 @@ impl State {
             registers_due: false,
             activation_due: false,
         }
+    }
+
+    pub fn save(&self) -> RegisterState {
+        RegisterState {
+            status: self.status,
+            device_features_page: self.device_features_page,
+            driver_features_page: self.driver_features_page,
+            driver_features: self.driver_features,
+            selected_queue: self.selected_queue,
+            queues: self.queues.iter().map(|queue| queue.ring().state().into()).collect(),
+        }
+    }
+
+    /// Takes over `saved` if this device could have come to it.
+    pub fn restore(&mut self, saved: &RegisterState) -> Result<(), DeviceStateError> {
+        let offered = self.offered_features();
+        if saved.status & FEATURES_OK != 0 && saved.driver_features & !offered != 0 {
+            return Err(DeviceStateError::Features { saved: saved.driver_features, offered });
+        }
+        if saved.queues.len() != self.queues.len() {
+            let (saved, configured) = (saved.queues.len(), self.queues.len());
+            return Err(DeviceStateError::Queues { saved, configured });
+        }
+        for (index, (queue, saved)) in self.queues.iter_mut().zip(&saved.queues).enumerate() {
+            let wrong = |why| DeviceStateError::Queue { queue: index, why };
+            if saved.max_size != queue.ring().max_size() {
+                return Err(wrong("it has another size"));
+            }
+            let ring = Queue::try_from(QueueState::from(saved))
+                .map_err(|_| wrong("its size or an address is none"))?;
+            if ring.ready() && !ring.is_valid(&self.memory) {
+                return Err(wrong("it is not in guest memory"));
+            }
+            *queue.ring_mut() = ring;
+        }
+        self.status = saved.status;
+        self.device_features_page = saved.device_features_page;
+        self.driver_features_page = saved.driver_features_page;
+        self.driver_features = saved.driver_features;
+        self.selected_queue = saved.selected_queue;
+        let event_idx = self.driver_features & FEATURE_EVENT_IDX != 0;
+        let indirect = self.driver_features & FEATURE_INDIRECT != 0;
+        for queue in &mut self.queues {
+            queue.set_features(event_idx, indirect);
+        }
+        self.activation_due = self.status & DRIVER_OK != 0;
+        Ok(())
     }
 
     /// Something that the device does not know of yet: [`Self::catch_up`] on the device thread.

@@ -1,5 +1,6 @@
 //! State and configuration of the entropy device: it has neither.
 
+use crate::devices::virtio::persist::{DeviceState, DeviceStateError};
 use crate::devices::virtio::queue::BrokenQueue;
 use crate::devices::virtio::{DeviceIo, Progress, TYPE_RNG, VirtioDevice};
 use crate::metrics::Metrics;
@@ -36,5 +37,13 @@ impl VirtioDevice for Rng {
 
     fn queue_event(&mut self, queue: usize, io: &mut DeviceIo<'_>) -> Result<Progress, BrokenQueue> {
         self.requests(queue, io)
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Rng
+    }
+
+    fn restore(&mut self, saved: &DeviceState) -> Result<(), DeviceStateError> {
+        if matches!(saved, DeviceState::Rng) { Ok(()) } else { Err(DeviceStateError::Variant) }
     }
 }

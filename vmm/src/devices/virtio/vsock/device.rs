@@ -3,6 +3,8 @@
 use super::connection::{Connection, Phase};
 use super::host::Handshake;
 use super::packet::{HOST_CID, Header, TYPE_STREAM};
+use super::persist::ResetNotice;
+use crate::devices::virtio::persist::{DeviceState, DeviceStateError};
 use crate::devices::virtio::queue::BrokenQueue;
 use crate::devices::virtio::{DeviceIo, HostSource, Progress, TYPE_VSOCK, VirtioDevice};
 use crate::metrics::Metrics;
@@ -76,6 +78,7 @@ pub struct VsockDevice {
     pub(super) max_connections: usize,
     pub(super) next_token: u64,
     pub(super) next_host_port: u32,
+    pub(super) reset_notice: ResetNotice,
     pub(super) scratch: Box<[u8]>,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -106,6 +109,7 @@ impl VsockDevice {
             max_connections: connections_within(open_files_limit()?),
             next_token: FIRST_TOKEN,
             next_host_port: FIRST_HOST_PORT,
+            reset_notice: ResetNotice::None,
             scratch: vec![0; super::connection::BUFFER_BYTES as usize].into_boxed_slice(),
             metrics,
         })
@@ -266,6 +270,7 @@ impl VirtioDevice for VsockDevice {
         self.ready.clear();
         self.resets.clear();
         self.transmit_stalled = false;
+        self.reset_notice = ResetNotice::None;
         self.set_timer();
     }
 
@@ -280,6 +285,14 @@ impl VirtioDevice for VsockDevice {
 
     fn host_event(&mut self, _source: usize, io: Option<&mut DeviceIo<'_>>) -> Result<Progress, BrokenQueue> {
         self.socket_events(io)
+    }
+
+    fn save(&self) -> DeviceState {
+        self.state()
+    }
+
+    fn restore(&mut self, saved: &DeviceState) -> Result<(), DeviceStateError> {
+        self.take_state(saved)
     }
 }
 

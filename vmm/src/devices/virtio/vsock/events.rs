@@ -13,7 +13,7 @@ impl VsockDevice {
     /// Moves what there is in both directions, as far as there is room.
     pub(super) fn driver_event(&mut self, io: &mut DeviceIo<'_>) -> Result<Progress, BrokenQueue> {
         let received = self.receive(io)?;
-        let sent = self.send(io)?;
+        let sent = if self.awaits_reset(io)? { Progress::Done } else { self.send(io)? };
         self.set_timer();
         // a queue that was left because RSTs waited is taken up again once they are gone
         let resumes = self.transmit_stalled && self.resets.len() < MAX_RESETS;

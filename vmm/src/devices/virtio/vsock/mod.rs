@@ -14,6 +14,7 @@ mod events;
 mod host;
 pub mod metrics;
 pub mod packet;
+pub mod persist;
 
 #[cfg(test)]
 mod tests;

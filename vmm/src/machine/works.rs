@@ -1,0 +1,150 @@
+//! What the device thread works with, and what it does on request.
+//!
+//! Invariant: while `paused` no vCPU is in the guest, no device has a request in flight, and the event loop hears no
+//! device. Kicks that came before stay in their eventfds, so nothing is lost.
+
+use super::Shared;
+use super::token::Token;
+use crate::builder::micros_since;
+use crate::devices::virtio::command;
+use crate::devices::virtio::mmio::Transport;
+use crate::memory::GuestMemory;
+use crate::vcpu::crew::Crew;
+use kvm_ioctls::VmFd;
+use pinfold_vmm_api::control::{ExitReason, MachineState, Request, Response, Status};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+pub(super) struct Works {
+    /// the virtual machine and its memory live as long as the vCPUs run
+    pub _vm: VmFd,
+    pub _memory: GuestMemory,
+    pub crew: Crew,
+    pub transports: Vec<Arc<Transport>>,
+    pub shared: Shared,
+    pub epoll: Epoll,
+    /// so it begins
+    pub paused: bool,
+}
+
+impl Works {
+    pub fn watch(&self, fd: RawFd, token: Token) -> io::Result<()> {
+        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token.encode()))
+    }
+
+    /// What concerns the device thread whether or not the guest runs.
+    pub fn watch_host(&self) -> io::Result<()> {
+        self.watch(self.shared.ending.as_raw_fd(), Token::Ending)?;
+        self.watch(self.shared.signals.as_raw_fd(), Token::Signal)?;
+        self.watch(self.shared.console.as_raw_fd(), Token::Console)?;
+        self.watch(self.shared.teller.as_raw_fd(), Token::Events)
+    }
+
+    fn watch_guest(&self) -> io::Result<()> {
+        self.for_guest_events(&mut |fd, events, token| {
+            self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token.encode()))
+        })
+    }
+
+    fn leave_guest(&self) -> io::Result<()> {
+        self.for_guest_events(&mut |fd, _, _| {
+            self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default())
+        })
+    }
+
+    fn for_guest_events(
+        &self,
+        act: &mut dyn FnMut(RawFd, EventSet, Token) -> io::Result<()>,
+    ) -> io::Result<()> {
+        for (device, transport) in self.transports.iter().enumerate() {
+            for (queue, kick) in transport.kicks().iter().enumerate() {
+                act(kick.as_raw_fd(), EventSet::IN, Token::Kick { device, queue })?;
+            }
+            for (source, host) in transport.host_sources().iter().enumerate() {
+                act(host.fd, host.events, Token::Host { device, source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the guest run; `resumed`: after a time that it has not seen.
+    pub fn run_guest(&mut self, resumed: bool) -> io::Result<()> {
+        if self.shared.timing.first_run_us == 0 {
+            self.shared.timing.first_run_us = micros_since(self.shared.began);
+        }
+        self.crew.run(resumed).map_err(io::Error::other)?;
+        self.watch_guest()?;
+        if resumed {
+            // at rest, devices have put back what they had taken from their queues
+            self.transports.iter().for_each(|transport| transport.kick_all());
+        }
+        self.paused = false;
+        Ok(())
+    }
+
+    fn pause(&mut self) -> io::Result<()> {
+        if self.paused {
+            return Ok(());
+        }
+        self.crew.halt().map_err(io::Error::other)?;
+        self.leave_guest()?;
+        for transport in &self.transports {
+            transport.quiesce();
+        }
+        self.paused = true;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> io::Result<()> {
+        if self.paused { self.run_guest(true) } else { Ok(()) }
+    }
+
+    /// `fds`: descriptors that came with the request; those that it does not want are closed.
+    pub fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Response {
+        let _ = fds;
+        if let Some(response) = command::answer(&self.transports, &request) {
+            return response;
+        }
+        match request {
+            Request::Status => Response::Status(self.status()),
+            Request::Kill => {
+                self.shared.ending.state(ExitReason::Killed, "killed by a request on the control socket");
+                Response::Killed
+            }
+            Request::Pause => self.or_end("pause", Self::pause),
+            Request::Resume => self.or_end("resume", Self::resume),
+            other => Response::Error { message: format!("this machine cannot do {other:?} yet") },
+        }
+    }
+
+    /// A machine that can neither be stopped nor set going is none any more.
+    fn or_end(&mut self, what: &str, act: fn(&mut Self) -> io::Result<()>) -> Response {
+        match act(self) {
+            Ok(()) => Response::Done,
+            Err(error) => {
+                let message = format!("the machine cannot {what}: {error}");
+                self.shared.ending.state(ExitReason::Internal, message.clone());
+                Response::Error { message }
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        let state = match (self.shared.ending.stated(), self.paused) {
+            (Some(_), _) => MachineState::Ending,
+            (None, true) => MachineState::Paused,
+            (None, false) => MachineState::Running,
+        };
+        Status {
+            state,
+            version: env!("CARGO_PKG_VERSION").into(),
+            timing: self.shared.timing,
+            memory: self.shared.meter.measure(),
+            counters: self.shared.metrics.snapshot(),
+            events: self.shared.metrics.events.counts(),
+            confinement: self.shared.confinement,
+        }
+    }
+}
