@@ -43,7 +43,7 @@ impl Metrics {
 
     /// What a bound of the devices has turned away, of all devices together.
     pub fn device_limited(&self) -> u64 {
-        self.vsock.refused.get()
+        self.vsock.refused.get() + self.block.throttled.get()
     }
 
     pub fn snapshot(&self) -> control::Counters {

@@ -34,7 +34,8 @@ pub(super) fn make_devices(
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let with_filter = !config.without_seccomp;
     for (index, (disk, file)) in config.disks.iter().zip(disks).enumerate() {
-        let block = Block::new(file, &disk.serial, disk.read_only, with_filter, Arc::clone(metrics));
+        let block =
+            Block::new(file, &disk.serial, disk.read_only, disk.rate, with_filter, Arc::clone(metrics));
         devices.push(Box::new(block.map_err(|source| BuildError::Disk { index, source })?));
     }
     if let (Some(vsock), Some(listener)) = (&config.vsock, vsock) {

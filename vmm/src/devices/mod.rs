@@ -3,5 +3,6 @@
 pub mod bus;
 pub mod console;
 pub mod power;
+pub mod rate_limit;
 pub mod serial;
 pub mod virtio;

@@ -8,6 +8,7 @@ use crate::devices::virtio::vsock::device::VsockDevice;
 use crate::devices::virtio::vsock::packet::{HEADER_BYTES, HOST_CID, Header, TYPE_STREAM};
 use crate::metrics::Metrics;
 use arbitrary::{Arbitrary, Unstructured};
+use pinfold_vmm_api::RateLimit;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::FromRawFd;
@@ -46,7 +47,8 @@ pub fn block(data: &[u8]) {
     let metrics = Arc::new(Metrics::default());
     let disk = memory_file(&[]);
     disk.set_len(DISK_BYTES).expect("memory for a small disk");
-    let device = Block::new(disk, "fuzz", first & 1 == 1, true, Arc::clone(&metrics)).expect("a disk");
+    let device = Block::new(disk, "fuzz", first & 1 == 1, RateLimit::default(), true, Arc::clone(&metrics))
+        .expect("a disk");
     let mut driven = ops::driven(Box::new(device), metrics);
     ops::play(&mut driven, &operations(rest));
 }

@@ -3,16 +3,22 @@
 use super::engine::Engine;
 use super::request::{DISCARD_SECTORS_MAX, Geometry, SECTOR_BYTES, WRITE_ZEROES_SECTORS_MAX};
 use super::slots::Slots;
+use crate::devices::rate_limit::Gate;
+use crate::devices::virtio::command::{Command, Outcome};
 use crate::devices::virtio::persist::{DeviceState, DeviceStateError};
 use crate::devices::virtio::queue::BrokenQueue;
 use crate::devices::virtio::{DeviceIo, HostSource, Progress, TYPE_BLOCK, VirtioDevice};
 use crate::metrics::Metrics;
+use pinfold_vmm_api::RateLimit;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use virtio_bindings::virtio_blk;
 
+/// The engine is source 0.
+const SOURCE_TIMER: usize = 1;
 pub const QUEUE_SIZE: u16 = 256;
 const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
 /// Data buffers of one request: the queue's size without header and status.
@@ -40,6 +46,7 @@ pub enum BlockError {
 pub struct Block {
     pub(super) slots: Slots,
     pub(super) geometry: Geometry,
+    pub(super) gate: Gate,
     /// something was written that no flush has covered
     pub(super) unflushed: bool,
     pub(super) id: [u8; ID_BYTES],
@@ -56,11 +63,14 @@ impl Block {
         file: File,
         serial: &str,
         read_only: bool,
+        rate: RateLimit,
         with_filter: bool,
         metrics: Arc<Metrics>,
     ) -> Result<Self, BlockError> {
         let engine = |file: &File| Engine::new(file, with_filter);
-        Self::with_engine(file, serial, read_only, metrics, engine)
+        let mut block = Self::with_engine(file, serial, read_only, metrics, engine)?;
+        block.gate.set(rate);
+        Ok(block)
     }
 
     pub(super) fn with_engine(
@@ -89,7 +99,16 @@ impl Block {
         let geometry = Geometry { sectors: bytes / SECTOR_BYTES, read_only };
         let slots = Slots::new(engine(&file).map_err(BlockError::Engine)?);
         // before us somebody may have written what is not on the disk yet
-        Ok(Self { slots, geometry, unflushed: true, id, metrics, config: config(geometry), _file: file })
+        Ok(Self {
+            slots,
+            geometry,
+            gate: Gate::new(RateLimit::default())?,
+            unflushed: true,
+            id,
+            metrics,
+            config: config(geometry),
+            _file: file,
+        })
     }
 }
 
@@ -112,7 +131,6 @@ fn config(geometry: Geometry) -> [u8; CONFIG_BYTES] {
 }
 
 fn is_writable(file: &File) -> io::Result<bool> {
-    use std::os::fd::AsRawFd;
     // SAFETY: F_GETFL reads the flags of an open descriptor.
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
     if flags < 0 {
@@ -162,10 +180,13 @@ impl VirtioDevice for Block {
     }
 
     fn host_sources(&self) -> Vec<HostSource> {
-        vec![HostSource::level(self.slots.engine().fd())]
+        vec![HostSource::level(self.slots.engine().fd()), HostSource::level(self.gate.as_raw_fd())]
     }
 
-    fn host_event(&mut self, _source: usize, io: Option<&mut DeviceIo<'_>>) -> Result<Progress, BrokenQueue> {
+    fn host_event(&mut self, source: usize, io: Option<&mut DeviceIo<'_>>) -> Result<Progress, BrokenQueue> {
+        if source == SOURCE_TIMER {
+            self.gate.timer_fired();
+        }
         match io {
             Some(io) => self.serve(io),
             None => {
@@ -173,6 +194,12 @@ impl VirtioDevice for Block {
                 Ok(Progress::Done)
             }
         }
+    }
+
+    fn command(&mut self, command: Command) -> Outcome {
+        let Command::SetRate { limit, .. } = command else { return Outcome::Unsupported };
+        self.gate.set(limit);
+        Outcome::Done
     }
 
     fn save(&self) -> DeviceState {

@@ -23,6 +23,8 @@ enum Stop {
     Empty,
     /// every slot is on the way: goes on when one has ended
     Full,
+    /// the rate is used up: goes on when the timer fires
+    Rate,
     /// other devices have their turn
     Turn,
 }
@@ -50,7 +52,7 @@ impl Block {
             }
             match stop {
                 Stop::Full if ended > 0 => {}
-                Stop::Full => break,
+                Stop::Full | Stop::Rate => break,
                 Stop::Turn => {
                     progress = Progress::More;
                     break;
@@ -80,6 +82,11 @@ impl Block {
                 Ok(parsed) => parsed,
                 Err(broken) => return self.broken(broken),
             };
+            if !self.gate.pass(request.bytes()) {
+                self.metrics.block.throttled.increment();
+                io.queues[0].undo_pop();
+                return Ok(Stop::Rate);
+            }
             turn.requests -= 1;
             turn.bytes = turn.bytes.saturating_sub(request.bytes().max(REQUEST_BYTES_MIN));
             self.begin(io, chain, request, status_at)?;

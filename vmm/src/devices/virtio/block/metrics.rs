@@ -11,6 +11,8 @@ pub struct BlockMetrics {
     pub syncs: Count,
     pub discards: Count,
     pub zeroes: Count,
+    /// how often a request had to wait for its rate
+    pub throttled: Count,
     /// requests that the host's file refused
     pub host_errors: Count,
     /// requests past the end, too long, to a read-only disk, of unknown type or of a wrong form

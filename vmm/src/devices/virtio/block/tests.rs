@@ -11,6 +11,7 @@ use crate::devices::virtio::driver::{DATA, Driven, NEXT, WRITE};
 use crate::devices::virtio::mmio::NEEDS_RESET;
 use crate::metrics::Metrics;
 use crate::seccomp;
+use pinfold_vmm_api::RateLimit;
 use proptest::prelude::*;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -278,7 +279,9 @@ fn writable_data_for_a_write_is_no_data() {
 #[test]
 fn disks_that_cannot_be_used_are_refused() {
     let metrics = Arc::<Metrics>::default;
-    let open = |file: File, read_only| Block::new(file, "", read_only, true, metrics()).map(|_| ());
+    let open = |file: File, read_only| {
+        Block::new(file, "", read_only, RateLimit::default(), true, metrics()).map(|_| ())
+    };
     let empty = tempfile::tempfile().expect("a temporary file");
     assert!(matches!(open(empty, false), Err(BlockError::Size { bytes: 0 })));
     let odd = tempfile::tempfile().expect("a temporary file");

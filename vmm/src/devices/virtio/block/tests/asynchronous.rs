@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::devices::virtio::block::engine::SLOTS;
+use crate::devices::virtio::command::{Command, Direction, Outcome};
 use crate::devices::virtio::mmio::DRIVER_OK;
 use crate::devices::virtio::{FEATURE_EVENT_IDX, FEATURE_VERSION_1, VirtioDevice};
+use pinfold_vmm_api::config::TokenBucket;
 use std::os::fd::AsRawFd;
 use virtio_bindings::virtio_mmio as register;
 
@@ -181,12 +183,42 @@ fn a_batch_is_one_interrupt_and_with_an_event_index_none_before_it_is_due() {
 }
 
 #[test]
+fn a_limited_disk_serves_its_burst_then_waits_for_the_timer_or_a_new_limit() {
+    let mut disk = Disk::new(false);
+    let operations = Some(TokenBucket { per_second: 20, burst: 3, first_burst: 0 });
+    let limit = RateLimit { bytes: None, operations };
+    let set = |disk: &Disk, limit| {
+        let command = Command::SetRate { direction: Direction::Transmit, limit };
+        disk.driven.transport.command(command)
+    };
+    assert_eq!(set(&disk, limit), Outcome::Done);
+    disk.header(VIRTIO_BLK_T_IN, 0);
+    for _ in 0..10 {
+        disk.driven.rings[0].send(&[(HEADER, 16, false), (BODY, 512, true), (STATUS, 1, true)]);
+    }
+    disk.driven.serve(0);
+    assert_eq!(disk.driven.rings[0].take_used().len(), 3);
+    let timer = disk.driven.transport.host_sources()[1];
+    let mut poll = libc::pollfd { fd: timer.fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd, valid for writes.
+    assert_eq!(unsafe { libc::poll(&mut poll, 1, 10_000) }, 1, "the timer fires");
+    disk.driven.transport.host_event(1);
+    disk.driven.transport.quiesce();
+    let served = disk.driven.rings[0].take_used().len();
+    assert!((1..7).contains(&served), "{served} after a twentieth of a second");
+    assert_eq!(set(&disk, RateLimit::default()), Outcome::Done);
+    disk.driven.serve(0);
+    assert_eq!(disk.driven.rings[0].take_used().len(), 7 - served, "the rest at once");
+    assert!(disk.driven.metrics.block.throttled.get() > 0);
+}
+
+#[test]
 fn a_saved_disk_goes_on_with_one_of_the_same_size_only() {
     let metrics = Arc::new(Metrics::default());
     let new = |sectors: u64, read_only| {
         let file = tempfile::tempfile().expect("a temporary file");
         file.set_len(sectors * 512).expect("length");
-        Block::new(file, "", read_only, true, Arc::clone(&metrics)).expect("a disk")
+        Block::new(file, "", read_only, RateLimit::default(), true, Arc::clone(&metrics)).expect("a disk")
     };
     let state = new(8, false).save();
     assert!(new(8, false).restore(&state).is_ok());
