@@ -26,7 +26,7 @@ use kvm_ioctls::{Kvm, VmFd};
 use pinfold_vmm_api::config::limits;
 use pinfold_vmm_api::console::Writer;
 use pinfold_vmm_api::control::{Confinement, ExitReason, StartTiming};
-use pinfold_vmm_api::{MachineConfig, MachineConfigError};
+use pinfold_vmm_api::{MachineConfig, MachineConfigError, MemoryBacking};
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
@@ -131,6 +131,7 @@ pub fn build(
         kernel: descriptors.kernel.as_ref().ok_or(MachineConfigError::KernelOrRestore)?,
         initrd: descriptors.initrd.as_ref(),
         command_line: &command_line,
+        map_kernel: config.memory_backing == MemoryBacking::Anonymous,
         rsdp,
     };
     let entry = boot::load(&memory, memory_bytes, &source)?;

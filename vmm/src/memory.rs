@@ -78,6 +78,8 @@ pub fn allocate_backed(bytes: u64, backing: MemoryBacking) -> Result<GuestMemory
         // A kernel without transparent huge pages refuses this one; the guest then runs on small pages.
         let _ = advise(region, libc::MADV_HUGEPAGE);
     }
+    // Below 2 MiB a boot uses some pages here and there: a whole huge page would cost its clearing before the start.
+    let _ = advise_range(&memory, GuestAddress(0), HUGE_PAGE_BYTES, libc::MADV_NOHUGEPAGE);
     Ok(memory)
 }
 
@@ -199,11 +201,21 @@ pub fn map_over(
     let slice = memory
         .get_slice(start, bytes as usize)
         .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
-    let address = slice.ptr_guard_mut().as_ptr();
-    place(address, bytes, libc::MAP_PRIVATE | libc::MAP_NORESERVE, Some(file), offset).map_err(failed)?;
-    // SAFETY: the range was mapped just now; the advice does not change its contents.
-    let result = unsafe { libc::madvise(address.cast(), bytes as usize, libc::MADV_DONTDUMP) };
-    if result == 0 { Ok(()) } else { Err(failed(io::Error::last_os_error())) }
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    place(slice.ptr_guard_mut().as_ptr(), bytes, flags, Some(file), offset).map_err(failed)?;
+    advise_range(memory, start, bytes, libc::MADV_DONTDUMP).map_err(failed)
+}
+
+fn advise_range(
+    memory: &GuestMemory,
+    start: GuestAddress,
+    bytes: u64,
+    advice: libc::c_int,
+) -> io::Result<()> {
+    let slice = memory.get_slice(start, bytes as usize).map_err(io::Error::other)?;
+    // SAFETY: the range is guest memory, which is mapped for ever; none of our advices changes its contents.
+    let result = unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), bytes as usize, advice) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn advise(region: &GuestRegionMmap<()>, advice: libc::c_int) -> Result<(), MemoryError> {

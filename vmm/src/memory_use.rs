@@ -95,7 +95,7 @@ fn sum(text: &str, guest: &[(u64, u64)]) -> MemoryUse {
             "Rss" if of_file => total.vmm_file_bytes += bytes(),
             "Anonymous" if !in_guest && !of_file => total.vmm_private_bytes += bytes(),
             // copies of the binary's pages that were written to
-            "Anonymous" if of_file => {
+            "Anonymous" if of_file && !in_guest => {
                 total.vmm_private_bytes += bytes();
                 total.vmm_file_bytes = total.vmm_file_bytes.saturating_sub(bytes());
             }
@@ -134,12 +134,15 @@ Anonymous:           128 kB
 Rss:              102400 kB
 Anonymous:        102400 kB
 VmFlags: rd wr mr
+7f0010000000-7f0010200000 rw-p 00200000 08:01 43                         /images/vmlinux
+Rss:                 100 kB
+Anonymous:            40 kB
 ";
 
     #[test]
     fn guest_memory_the_vmm_and_its_binary_are_told_apart() {
-        let used = sum(TEXT, &[(0x7f00_0000_0000, 0x7f00_1000_0000)]);
-        assert_eq!(used.guest_resident_bytes, 102_400 * 1024);
+        let used = sum(TEXT, &[(0x7f00_0000_0000, 0x7f00_1020_0000)]);
+        assert_eq!(used.guest_resident_bytes, (102_400 + 100) * 1024, "with its kernel's file");
         assert_eq!(used.vmm_private_bytes, (128 + 16) * 1024);
         assert_eq!(used.vmm_file_bytes, (512 + 64 - 16) * 1024);
     }

@@ -60,6 +60,8 @@ pub struct Source<'a> {
     pub kernel: &'a File,
     pub initrd: Option<&'a File>,
     pub command_line: &'a str,
+    /// Map an ELF kernel over guest memory instead of copying it. Only for private anonymous memory in small pages.
+    pub map_kernel: bool,
     /// address of the ACPI RSDP
     pub rsdp: u64,
 }
@@ -101,7 +103,7 @@ fn load_initrd(
     limit: u64,
 ) -> Result<Option<Initrd>, BootError> {
     let Some(file) = file else { return Ok(None) };
-    let mut image = Image::new(file).map_err(BootError::ReadInitrd)?;
+    let image = Image::new(file).map_err(BootError::ReadInitrd)?;
     let bytes = image.length_bytes();
     if bytes == 0 {
         return Err(BootError::ReadInitrd(io::Error::new(io::ErrorKind::UnexpectedEof, "it is empty")));
@@ -109,9 +111,7 @@ fn load_initrd(
     let too_large = BootError::InitrdTooLarge { bytes, room: limit.saturating_sub(floor) };
     let address = limit.checked_sub(bytes).map(|start| start & !0xfff);
     let Some(address) = address.filter(|start| *start >= floor) else { return Err(too_large) };
-    memory
-        .read_exact_volatile_from(GuestAddress(address), &mut image, bytes as usize)
-        .map_err(|error| BootError::ReadInitrd(io::Error::other(error)))?;
+    image.copy_to(memory, 0, bytes, GuestAddress(address)).map_err(BootError::ReadInitrd)?;
     Ok(Some(Initrd { address, bytes }))
 }
 

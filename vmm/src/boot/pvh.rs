@@ -1,6 +1,6 @@
 //! An ELF kernel by its PVH entry point (Xen, docs/misc/pvh.pandoc): 32-bit, paging off, EBX -> `hvm_start_info`.
 
-use super::image::Image;
+use super::image::{Image, MappedImage};
 use super::{BootError, Entry, Source, load_initrd, low_end, map, write_command_line};
 use crate::layout;
 use crate::memory::GuestMemory;
@@ -20,8 +20,13 @@ pub(super) fn load(
     mut kernel: Image<'_>,
     source: &Source<'_>,
 ) -> Result<Entry, BootError> {
-    let loaded = Elf::load(memory, None, &mut kernel, Some(GuestAddress(layout::HIGH_RAM_START)))
-        .map_err(|error| BootError::NotAKernel(error.to_string()))?;
+    let lowest = Some(GuestAddress(layout::HIGH_RAM_START));
+    let loaded = if source.map_kernel {
+        Elf::load(memory, None, &mut MappedImage::new(kernel, memory), lowest)
+    } else {
+        Elf::load(memory, None, &mut kernel, lowest)
+    };
+    let loaded = loaded.map_err(|error| BootError::NotAKernel(error.to_string()))?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(BootError::NotAKernel("it is an ELF image without a PVH note".into()));
     };

@@ -70,7 +70,13 @@ struct Booted {
 fn boot(kernel: &[u8], initrd: Option<&[u8]>, command_line: &str) -> Booted {
     let memory = memory::allocate(MEMORY).expect("memory");
     let (kernel, initrd) = (file(kernel), initrd.map(file));
-    let source = Source { kernel: &kernel, initrd: initrd.as_ref(), command_line, rsdp: layout::ACPI_TABLES };
+    let source = Source {
+        kernel: &kernel,
+        initrd: initrd.as_ref(),
+        command_line,
+        map_kernel: true,
+        rsdp: layout::ACPI_TABLES,
+    };
     let result = load(&memory, MEMORY, &source);
     Booted { memory, result }
 }
@@ -82,9 +88,9 @@ fn read<T: vm_memory::ByteValued>(memory: &GuestMemory, address: u64) -> T {
 #[test]
 fn a_bzimage_gets_its_zero_page() {
     let booted = boot(&bzimage(&[0xcc; 5000]), Some(b"an initramfs"), "console=ttyS0");
-    assert_eq!(booted.result.expect("boots"), Entry::Linux64 { address: 0x10_0200 });
+    assert_eq!(booted.result.expect("boots"), Entry::Linux64 { address: 0x100_0200 });
     let memory = booted.memory;
-    assert_eq!(read::<u8>(&memory, 0x10_0000 + 4999), 0xcc);
+    assert_eq!(read::<u8>(&memory, 0x100_0000 + 4999), 0xcc);
     let field = |offset: u64| read::<u32>(&memory, layout::ZERO_PAGE + offset);
     assert_eq!(u64::from(field(0x228)), layout::COMMAND_LINE);
     assert_eq!(u64::from(field(0x70)), layout::ACPI_TABLES);

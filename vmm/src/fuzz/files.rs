@@ -28,6 +28,7 @@ pub fn kernel(data: &[u8]) {
         kernel: &kernel,
         initrd: (first & 0x80 != 0).then_some(&initrd),
         command_line: "quiet",
+        map_kernel: true,
         rsdp: layout::ACPI_TABLES,
     };
     let _ = boot::load(&memory, MEMORY_BYTES, &source);

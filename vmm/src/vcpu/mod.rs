@@ -31,6 +31,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+/// Below the size of a huge page, so that the stack never becomes one: that would cost 2 MiB for each vCPU.
+const STACK_BYTES: usize = 256 * 1024;
 /// `KVM_SYSTEM_EVENT_*`
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
 const SYSTEM_EVENT_RESET: u32 = 2;
@@ -72,7 +74,8 @@ enum Next {
 impl Vcpu {
     /// Starts the thread. It is bound by `binding`, says that it is halted, and then does what is ordered.
     fn spawn(mut self, binding: Binding, post: Post) -> io::Result<JoinHandle<()>> {
-        std::thread::Builder::new().name(format!("vcpu{}", self.id)).spawn(move || {
+        let thread = std::thread::Builder::new().name(format!("vcpu{}", self.id)).stack_size(STACK_BYTES);
+        thread.spawn(move || {
             IMMEDIATE_EXIT.set(&raw mut self.fd.get_kvm_run().immediate_exit);
             let bound = binding.bind().is_ok();
             if !bound {
