@@ -1,13 +1,13 @@
 //! Between the serial port and the console ring: a bounded buffer.
 //!
 //! The vCPU thread that writes a byte only puts it here; the device thread moves what has gathered into the ring, at
-//! most every [`FLUSH_INTERVAL`], and not more than [`BYTES_PER_SECOND`] after a burst of the ring's size. So a guest that
+//! most every [`FLUSH_INTERVAL`], and not more than [`BYTES_PER_SECOND`] after [`BURST_BYTES`]. So a guest that
 //! floods its console costs its own vCPU time and 200 small writes a second, and never waits for the host's disk. What is
 //! more is dropped, counted and told.
 
 use crate::events::Source;
 use crate::metrics::Metrics;
-use pinfold_vmm_api::console::{RING_BYTES, Writer};
+use pinfold_vmm_api::console::Writer;
 use pinfold_vmm_api::control::EventKind;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -20,8 +20,8 @@ pub const BUFFER_BYTES: usize = 64 * 1024;
 pub const FLUSH_INTERVAL: Duration = Duration::from_millis(5);
 /// Steady rate into the ring. A kernel that boots with all its messages stays within the burst.
 pub const BYTES_PER_SECOND: u64 = 64 * 1024;
-/// What may go at once: more would only overwrite itself in the ring.
-pub const BURST_BYTES: u64 = RING_BYTES;
+/// What may go at once.
+pub const BURST_BYTES: u64 = 256 * 1024;
 
 /// The end that vCPU threads write to.
 #[derive(Debug, Clone)]
@@ -134,7 +134,7 @@ impl AsRawFd for ConsoleBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pinfold_vmm_api::console::Reader;
+    use pinfold_vmm_api::console::{HEADER_BYTES, RING_BYTES, Reader};
     use std::io::Write as _;
 
     #[test]
@@ -180,7 +180,7 @@ mod tests {
         let counts = metrics.events.counts();
         assert_eq!((counts[0].kind, counts[0].device.as_str()), (EventKind::Limited, "console"));
         assert_eq!(counts[0].count, dropped);
-        assert_eq!(file.metadata().expect("metadata").len(), BURST_BYTES + 16);
+        assert_eq!(file.metadata().expect("metadata").len(), RING_BYTES + HEADER_BYTES);
     }
 
     #[test]
