@@ -47,7 +47,7 @@ pub const ALL: &[Case] = &[
         "available index that jumps, goes back, and never rests",
         &[(Broken, "disk0"), (Broken, "rng")],
     ),
-    case("G6", "one request in flight many times, reset under it", &[]),
+    case("G6", "one request in flight many times, reset under it", &[(Broken, "disk0")]),
     case("G7", "directions of buffers exchanged", ALL_BROKEN),
     case("G8", "descriptors that change between check and use", &[(Broken, "disk0")]),
     case("G9", "storm of kicks, random event index", &[]),

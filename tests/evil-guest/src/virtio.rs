@@ -101,6 +101,10 @@ impl Window {
     /// From reset to features that are fixed.
     pub fn negotiate(self, features: u64) -> bool {
         self.reset();
+        // requests that are under way end first (virtio 1.2, 2.4.1)
+        if !cpu::wait_until(PATIENCE_TICKS, || self.status() == 0) {
+            return false;
+        }
         self.put(register::STATUS, ACKNOWLEDGE);
         self.put(register::STATUS, ACKNOWLEDGE | DRIVER);
         for page in 0..2 {

@@ -93,7 +93,9 @@ fn move_available_index() {
 pub fn requests_in_flight() -> Outcome {
     let window = disk()?;
     for round in 0..ROUNDS {
-        window.start();
+        if !window.start() {
+            return Err(Failed("the disk does not come back from a reset"));
+        }
         let ring = window.ring(0);
         for request in 0..ring.size / 3 {
             write_read(ring, 3 * request, u64::from(request));

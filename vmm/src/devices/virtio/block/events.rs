@@ -43,8 +43,10 @@ impl Block {
         let mut turn = Turn { requests: io.queues[0].size(), bytes: TURN_BYTES };
         let mut progress = Progress::Done;
         loop {
-            let stop = self.take(io, &mut turn)?;
+            let stop = self.take(io, &mut turn);
+            // also before a broken queue is given up: a reset waits for what was begun
             let begun = self.slots.submit();
+            let stop = stop?;
             let ended = self.finish(io)?;
             if begun.is_err() {
                 // the kernel is short of something: try again after the others

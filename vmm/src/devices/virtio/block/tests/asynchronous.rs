@@ -138,6 +138,31 @@ fn a_driver_that_resets_and_comes_back_finds_a_working_disk() {
 }
 
 #[test]
+fn a_queue_that_breaks_behind_a_good_request_can_be_reset() {
+    for (name, engine) in engines() {
+        let mut disk = Disk::with(false, SECTORS * 512, engine);
+        disk.header(VIRTIO_BLK_T_IN, 1);
+        // begun in one turn with a request that breaks the queue
+        disk.driven.rings[0].send(&[(HEADER, 16, false), (BODY, 512, true), (STATUS, 1, true)]);
+        disk.driven.rings[0].send(&[(HEADER, 1, false)]);
+        disk.driven.transport.queue_event(0);
+        assert_eq!(disk.driven.status() & NEEDS_RESET, NEEDS_RESET, "{name}");
+        std::thread::scope(|scope| {
+            let vcpu = scope.spawn(|| disk.driven.put(register::VIRTIO_MMIO_STATUS, 0));
+            wait_and_serve(&disk);
+            while !vcpu.is_finished() {
+                disk.driven.transport.queue_event(0);
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(disk.driven.status(), 0, "{name}: the reset waits for a request that never began");
+        disk.driven.new_rings();
+        disk.driven.initialise(FEATURE_VERSION_1);
+        assert_eq!(disk.request(VIRTIO_BLK_T_IN, 2, 512), 0, "{name}");
+    }
+}
+
+#[test]
 fn a_chain_that_is_offered_while_it_is_on_the_way_breaks_the_queue() {
     if !has_uring() {
         return;
