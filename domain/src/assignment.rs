@@ -22,16 +22,20 @@ pub enum Milestone {
     Jailed,
     /// the first guest instruction is about to run
     Booted,
-    /// the guest's agent has called in
+    /// the guest's agent serves
     GuestReady,
     /// the first byte of output of the first command
     FirstByte,
     /// nothing of it is left on the node
     Stopped,
+    /// a machine that was saved is in place again: its first instruction is about to run
+    Restored,
+    /// the guest that was restored has its name, its clock and randomness of its own; its workload goes on
+    Woken,
 }
 
 impl Milestone {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Accepted,
         Self::Placed,
         Self::Jailed,
@@ -39,6 +43,8 @@ impl Milestone {
         Self::GuestReady,
         Self::FirstByte,
         Self::Stopped,
+        Self::Restored,
+        Self::Woken,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -47,6 +53,8 @@ impl Milestone {
             Self::Placed => "placed",
             Self::Jailed => "jailed",
             Self::Booted => "booted",
+            Self::Restored => "restored",
+            Self::Woken => "woken",
             Self::GuestReady => "guest_ready",
             Self::FirstByte => "first_byte",
             Self::Stopped => "stopped",

@@ -6,14 +6,17 @@
 //!
 //! Sandboxes outlive the agent: their VMMs are no children that end with it, and the next agent adopts them.
 
+use crate::catalog::Catalog;
 use crate::clock;
 use crate::config::AgentConfig;
 use crate::guest::VsockGuests;
+use crate::host::HostError;
 use crate::host::capacity;
 use crate::host::cgroup::CgroupTree;
 use crate::host::disk::Ext4Disks;
 use crate::host::images::ImageDirectory;
 use crate::host::paths::StateDirectory;
+use crate::host::snapshots::{SnapshotKey, SnapshotStore};
 use crate::host::uids::UidPool;
 use crate::machine::launch::Programs;
 use crate::machine::linux::LinuxMachines;
@@ -43,10 +46,10 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("become a subreaper")?;
     let tasks = Tasks::default();
     shutdown::on_signals(&tasks).context("listen for signals")?;
-    let host = host(&config)?;
+    let state = StateDirectory::open(&config.state_dir).map_err(sentence)?;
+    let allocatable = config.allocatable(capacity::of_machine(&config.state_dir).map_err(sentence)?);
+    let host = host(&config, state, allocatable.disk_bytes)?;
     let term = TermKeeper::open(host.state.term_file()).map_err(sentence)?;
-    let machine = capacity::of_machine(&config.state_dir).map_err(sentence)?;
-    let allocatable = config.allocatable(machine);
     let let_go = CancellationToken::new();
     let registry = Arc::new(Registry::new(host.clone(), allocatable, tasks.clone(), let_go.clone()));
     for found in recover::run(&host, &registry.changed()).await.map_err(sentence)? {
@@ -95,7 +98,8 @@ async fn end(
     Ok(())
 }
 
-fn host(config: &AgentConfig) -> anyhow::Result<Host> {
+fn host(config: &AgentConfig, state: StateDirectory, disk_bytes: u64) -> anyhow::Result<Host> {
+    let catalog = catalog(config, &state, disk_bytes).map_err(sentence)?;
     Ok(Host {
         images: Arc::new(ImageDirectory::new(config.images_dir())),
         disks: Arc::new(Ext4Disks),
@@ -106,9 +110,18 @@ fn host(config: &AgentConfig) -> anyhow::Result<Host> {
         })),
         guests: Arc::new(VsockGuests),
         uids: Arc::new(UidPool::new(config.uid_base, config.uid_count)),
-        state: StateDirectory::open(&config.state_dir).map_err(sentence)?,
+        catalog: Arc::new(catalog),
+        state,
         boot_id: clock::boot_id().context("read the boot id")?.into(),
     })
+}
+
+fn catalog(config: &AgentConfig, state: &StateDirectory, disk_bytes: u64) -> Result<Catalog, HostError> {
+    let key = SnapshotKey::open(&state.snapshot_key())?;
+    let (snapshots, templates) = config.saved_bounds(disk_bytes);
+    let snapshots = (SnapshotStore::open(state, "snapshots", &key)?, snapshots);
+    let templates = (SnapshotStore::open(state, "templates", &key)?, templates);
+    Catalog::open(snapshots, templates, config.saves_at_once)
 }
 
 fn sentence(error: crate::host::HostError) -> anyhow::Error {

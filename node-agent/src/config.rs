@@ -1,6 +1,7 @@
 //! Configuration of the node agent. Keys of the TOML file, environment (`PINFOLD_NODE_AGENT_<KEY>`) and flags have the
 //! same names, with `-` for `_` in flags.
 
+use crate::catalog::Bounds;
 use pinfold_domain::{NodeId, Resources, spec};
 use pinfold_service::config::{BadValue, Config, ConfigArgs, in_range};
 use pinfold_service::logs::LogConfig;
@@ -40,6 +41,14 @@ pub struct AgentConfig {
     pub uid_count: u32,
     /// guest streams (exec, files, logs) at once
     pub max_relays: usize,
+    /// snapshots that this node keeps, and the bytes that they may take; `None`: half of the disk
+    pub max_snapshots: usize,
+    pub snapshot_bytes: Option<u64>,
+    /// templates that this node keeps prepared, and the bytes that they may take; `None`: a quarter of the disk
+    pub max_templates: usize,
+    pub template_bytes: Option<u64>,
+    /// machines that are being saved at once
+    pub saves_at_once: usize,
     /// end all sandboxes when the agent is told to end; otherwise they go on and the next agent adopts them
     pub stop_on_exit: bool,
     pub log: LogConfig,
@@ -64,6 +73,11 @@ impl Default for AgentConfig {
             uid_base: 100_000,
             uid_count: 10_000,
             max_relays: 256,
+            max_snapshots: 64,
+            snapshot_bytes: None,
+            max_templates: 16,
+            template_bytes: None,
+            saves_at_once: 2,
             stop_on_exit: false,
             log: LogConfig::default(),
         }
@@ -73,6 +87,16 @@ impl Default for AgentConfig {
 impl AgentConfig {
     pub fn images_dir(&self) -> PathBuf {
         self.images_dir.clone().unwrap_or_else(|| self.state_dir.join("images"))
+    }
+
+    /// How much of a disk of so many bytes saved machines may take: snapshots, then templates.
+    pub fn saved_bounds(&self, disk_bytes: u64) -> (Bounds, Bounds) {
+        let snapshots = self.snapshot_bytes.unwrap_or(disk_bytes / 2);
+        let templates = self.template_bytes.unwrap_or(disk_bytes / 4);
+        (
+            Bounds { number: self.max_snapshots, bytes: snapshots },
+            Bounds { number: self.max_templates, bytes: templates },
+        )
     }
 
     /// What the operator gave, the rest from `machine`.
@@ -111,7 +135,10 @@ impl Config for AgentConfig {
             .map_err(|error| BadValue::new("labels", self.labels.len(), error.to_string()))?;
         in_range("uid_base", self.uid_base, 1000, u32::MAX / 2)?;
         in_range("uid_count", self.uid_count, 1, 1_000_000)?;
-        in_range("max_relays", self.max_relays, 1, 10_000)
+        in_range("max_relays", self.max_relays, 1, 10_000)?;
+        in_range("max_snapshots", self.max_snapshots, 0, 10_000)?;
+        in_range("max_templates", self.max_templates, 0, 1000)?;
+        in_range("saves_at_once", self.saves_at_once, 1, 64)
     }
 }
 
@@ -171,6 +198,16 @@ pub struct Flags {
     pub uid_count: Option<u32>,
     #[arg(long)]
     pub max_relays: Option<usize>,
+    #[arg(long)]
+    pub max_snapshots: Option<usize>,
+    #[arg(long)]
+    pub snapshot_bytes: Option<u64>,
+    #[arg(long)]
+    pub max_templates: Option<usize>,
+    #[arg(long)]
+    pub template_bytes: Option<u64>,
+    #[arg(long)]
+    pub saves_at_once: Option<usize>,
     /// End all sandboxes when the agent is told to end
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub stop_on_exit: Option<bool>,

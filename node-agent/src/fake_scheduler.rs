@@ -3,7 +3,7 @@
 use crate::host::paths::StateDirectory;
 use crate::registry::Registry;
 use crate::relay::Relays;
-use crate::sandbox::actor::tests::{Fault, World, host};
+use crate::sandbox::fake_host::{Fault, World, host};
 use crate::session::term::TermKeeper;
 use crate::session::{Identity, Session, endpoint};
 use pinfold_domain::Resources;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod app;
+mod catalog;
 mod clock;
 mod config;
 #[cfg(test)]

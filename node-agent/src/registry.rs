@@ -8,16 +8,16 @@
 //! No method waits: orders are passed on to the sandbox's actor.
 
 use crate::sandbox::Host;
-use crate::sandbox::actor::{Actor, Begin, Stop};
+use crate::sandbox::actor::{Actor, Begin, ORDERS, Order, Stop};
 use crate::sandbox::bringup::{Context, TakenList};
 use crate::sandbox::record::{Assignment, Changed, Ledger, Record};
 use crate::sandbox::recover::Found;
-use pinfold_domain::{Cause, Epoch, Reason, Resources, SandboxId};
+use pinfold_domain::{Cause, Epoch, Reason, Resources, SandboxId, SandboxSpec, TemplateId};
 use pinfold_proto::convert::sandbox::StatusReport;
 use pinfold_service::{CancellationToken, Tasks};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 pub struct Registry {
     host: Host,
@@ -26,6 +26,10 @@ pub struct Registry {
     /// cancelled when the agent ends: actors let go
     detach: CancellationToken,
     entries: Mutex<BTreeMap<SandboxId, Entry>>,
+    /// what the machines take that are booted for templates
+    preparing: Mutex<BTreeMap<TemplateId, Resources>>,
+    /// one template at a time is prepared
+    preparations: Semaphore,
     changes: Arc<Changes>,
 }
 
@@ -38,9 +42,9 @@ struct Changes {
 
 struct Entry {
     epoch: Epoch,
-    resources: Resources,
     ledger: Arc<Ledger>,
     stop: watch::Sender<Option<Stop>>,
+    orders: mpsc::Sender<Order>,
     ended: CancellationToken,
 }
 
@@ -54,8 +58,8 @@ impl Entry {
 
 impl Registry {
     pub fn new(host: Host, allocatable: Resources, tasks: Tasks, detach: CancellationToken) -> Self {
-        let changes = Arc::default();
-        Self { host, allocatable, tasks, detach, entries: Mutex::default(), changes }
+        let (entries, preparing, preparations) = (Mutex::default(), Mutex::default(), Semaphore::new(1));
+        Self { host, allocatable, tasks, detach, entries, preparing, preparations, changes: Arc::default() }
     }
 
     pub fn host(&self) -> &Host {
@@ -84,8 +88,8 @@ impl Registry {
             tracing::info!(sandbox = %id, %epoch, "an assignment that is known or outdated was ignored");
             return Ok(());
         }
-        self.has_images(&assignment)?;
-        self.has_room(&entries, &assignment)?;
+        self.has_images(&assignment.spec)?;
+        self.has_room(&entries, Some(assignment.id), &assignment.spec.resources)?;
         let after = earlier.map(|entry| {
             let cause =
                 Cause::new(Reason::StopRequested, format!("epoch {epoch} of it was assigned to this node"));
@@ -109,7 +113,7 @@ impl Registry {
         let entry = match begin {
             Some(begin) => self.start(context, begin, stop),
             None => {
-                let entry = entry(&context, None);
+                let (entry, _no_orders) = entry(&context, None);
                 entry.ended.cancel();
                 entry
             }
@@ -118,11 +122,12 @@ impl Registry {
     }
 
     fn start(&self, context: Context, begin: Begin, stop: Option<Stop>) -> Entry {
-        let entry = entry(&context, stop);
+        let (entry, orders) = entry(&context, stop);
         let actor = Actor {
             context,
             begin,
             stop: entry.stop.subscribe(),
+            orders,
             detach: self.detach.clone(),
             ended: entry.ended.clone(),
         };
@@ -130,23 +135,30 @@ impl Registry {
         entry
     }
 
-    fn has_images(&self, assignment: &Assignment) -> Result<(), Cause> {
+    fn has_images(&self, spec: &SandboxSpec) -> Result<(), Cause> {
         let unknown = |error: crate::host::ImageError| Cause::new(Reason::ImageUnknown, error.to_string());
-        self.host.images.root_image(&assignment.spec.image).map_err(unknown)?;
+        self.host.images.root_image(&spec.image).map_err(unknown)?;
         // A kernel that is there but broken is found out at the start, with its true reason.
-        match self.host.images.kernel(assignment.spec.kernel.as_deref()) {
+        match self.host.images.kernel(spec.kernel.as_deref()) {
             Err(error @ crate::host::ImageError::Unknown { .. }) => Err(unknown(error)),
             _ => Ok(()),
         }
     }
 
-    fn has_room(&self, entries: &BTreeMap<SandboxId, Entry>, assignment: &Assignment) -> Result<(), Cause> {
-        let others = entries.iter().filter(|(id, entry)| **id != assignment.id && entry.is_live());
-        let taken = others.fold(Resources::default(), |sum, (_, entry)| {
-            sum.checked_add(&entry.resources).unwrap_or(self.allocatable)
-        });
+    /// Whether all others leave room for `asked`; `own`: the sandbox that asks, whose present share does not count.
+    fn has_room(
+        &self,
+        entries: &BTreeMap<SandboxId, Entry>,
+        own: Option<SandboxId>,
+        asked: &Resources,
+    ) -> Result<(), Cause> {
+        let others = entries.iter().filter(|(id, entry)| Some(**id) != own && entry.is_live());
+        let others = others.map(|(_, entry)| entry.ledger.record().held());
+        let preparing: Vec<_> = lock(&self.preparing).values().copied().collect();
+        let taken = others
+            .chain(preparing)
+            .fold(Resources::default(), |sum, held| sum.checked_add(&held).unwrap_or(self.allocatable));
         let free = self.allocatable.saturating_sub(&taken);
-        let asked = assignment.spec.resources;
         match asked.first_excess(&free) {
             None => Ok(()),
             Some(dimension) => Err(Cause::new(
@@ -236,15 +248,16 @@ impl Registry {
     }
 }
 
-fn entry(context: &Context, stop: Option<Stop>) -> Entry {
-    let assignment = context.ledger.assignment();
-    Entry {
-        epoch: assignment.epoch,
-        resources: assignment.spec.resources,
+fn entry(context: &Context, stop: Option<Stop>) -> (Entry, mpsc::Receiver<Order>) {
+    let (orders, receiver) = mpsc::channel(ORDERS);
+    let entry = Entry {
+        epoch: context.ledger.assignment().epoch,
         ledger: Arc::clone(&context.ledger),
         stop: watch::Sender::new(stop),
+        orders,
         ended: CancellationToken::new(),
-    }
+    };
+    (entry, receiver)
 }
 
 /// The first order stands, because its cause is why the sandbox ended; a later one may leave it less time.
@@ -266,6 +279,8 @@ fn order(entry: &Entry, stop: Stop) {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+mod saving;
 
 #[cfg(test)]
 mod tests;

@@ -7,8 +7,9 @@
 //! - `nodiscard`: there is nothing to discard in a new file.
 //! - `-m 0`: no share for root: root is who uses it.
 
+use super::clone::{Cloned, clone_file};
 use super::paths::remove_file;
-use super::{Act, Disks, HostError};
+use super::{Act, Disks, HostError, blocking};
 use futures::future::BoxFuture;
 use std::fs::OpenOptions;
 use std::io;
@@ -36,6 +37,11 @@ impl Disks for Ext4Disks {
             file.set_len(bytes).act(|| format!("set the size of {} to {bytes}", path.display()))?;
             format(path).await.act(|| "format the disk with mke2fs".to_owned())
         })
+    }
+
+    fn copy<'a>(&'a self, from: &'a Path, to: &'a Path) -> BoxFuture<'a, Result<Cloned, HostError>> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        Box::pin(blocking(move || clone_file(&from, &to)))
     }
 
     fn remove(&self, path: &Path) -> Result<(), HostError> {

@@ -4,16 +4,20 @@
 //! | trait | Linux form | what it gives |
 //! |---|---|---|
 //! | [`Images`] | [`images::ImageDirectory`] | kernels and root images of this node |
-//! | [`Disks`] | [`disk::Ext4Disks`] | a sandbox's own disk |
+//! | [`Disks`] | [`disk::Ext4Disks`] | a sandbox's own disk, empty or a copy |
 //! | [`Cgroups`] | [`cgroup::CgroupTree`] | hard limits, and an end that nothing escapes |
+//!
+//! [`snapshots`] is where saved machines lie.
 //!
 //! Every act that takes something away is idempotent: it succeeds when the thing is not there.
 
 pub mod capacity;
 pub mod cgroup;
+pub mod clone;
 pub mod disk;
 pub mod images;
 pub mod paths;
+pub mod snapshots;
 pub mod uids;
 
 use futures::future::BoxFuture;
@@ -84,7 +88,17 @@ pub trait Images: Send + Sync {
 pub trait Disks: Send + Sync {
     /// Makes an empty file system of `bytes` at `path`. Only what the guest writes takes room on the host.
     fn create<'a>(&'a self, path: &'a Path, bytes: u64) -> BoxFuture<'a, Result<(), HostError>>;
+    /// Makes `to` a copy of `from`, which nobody writes meanwhile.
+    fn copy<'a>(&'a self, from: &'a Path, to: &'a Path) -> BoxFuture<'a, Result<clone::Cloned, HostError>>;
     fn remove(&self, path: &Path) -> Result<(), HostError>;
+}
+
+/// Runs what waits for the disk where no task waits for it.
+pub async fn blocking<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+) -> Result<T, HostError> {
+    let done = tokio::task::spawn_blocking(act).await;
+    done.unwrap_or_else(|error| Err(HostError::new("finish work on the disk", io::Error::other(error))))
 }
 
 /// Hard limits of one VMM process.

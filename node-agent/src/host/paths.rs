@@ -28,6 +28,14 @@ impl StateDirectory {
         self.root.join("term")
     }
 
+    pub fn snapshot_key(&self) -> PathBuf {
+        self.root.join("snapshot-key")
+    }
+
+    pub fn below(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
     pub fn sandboxes(&self) -> PathBuf {
         self.root.join("sandboxes")
     }
@@ -69,6 +77,11 @@ impl SandboxPaths {
         self.directory.join("disk.ext4")
     }
 
+    /// Where the machine of a paused sandbox lies.
+    pub fn saved(&self) -> PathBuf {
+        self.directory.join("saved")
+    }
+
     pub fn console(&self) -> PathBuf {
         self.directory.join("console.ring")
     }
@@ -100,6 +113,12 @@ impl SandboxPaths {
             remove_file(&path)?;
         }
         remove_tree(&self.jail())
+    }
+
+    /// The machine of a paused sandbox, half made or whole.
+    pub fn remove_saved(&self) -> Result<(), HostError> {
+        remove_tree(&self.saved().with_extension("new"))?;
+        remove_tree(&self.saved())
     }
 
     /// Everything.

@@ -2,24 +2,59 @@
 
 use super::ControlError;
 use pinfold_vmm_api::control::{MAX_LINE_BYTES, Request, Response};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 
-/// Connects, sends `request`, reads one answer, all within `limit`. A VMM that is not there yet holds the connection in
-/// its socket's queue.
-pub async fn ask(socket: &Path, request: &Request, limit: Duration) -> Result<Response, ControlError> {
-    tokio::time::timeout(limit, exchange(socket, request))
+/// Descriptors that go with a request: a snapshot's two.
+const MAX_FDS: usize = 2;
+
+/// Connects, sends `request` and the descriptors that belong to it, reads one answer, all within `limit`. A VMM that is
+/// not there yet holds the connection in its socket's queue.
+pub async fn ask(
+    socket: &Path,
+    request: &Request,
+    files: &[BorrowedFd<'_>],
+    limit: Duration,
+) -> Result<Response, ControlError> {
+    tokio::time::timeout(limit, exchange(socket, request, files))
         .await
         .map_err(|_| ControlError::Timeout(limit.as_millis()))?
 }
 
-async fn exchange(socket: &Path, request: &Request) -> Result<Response, ControlError> {
+/// The descriptors travel with the first byte, in one message (unix(7), SCM_RIGHTS); what did not fit follows.
+async fn send(stream: &mut UnixStream, line: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut sent = 0;
+    if !files.is_empty() {
+        stream.writable().await?;
+        sent = stream
+            .async_io(Interest::WRITABLE, || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                if !control.push(SendAncillaryMessage::ScmRights(files)) {
+                    return Err(io::Error::other(format!("more than {MAX_FDS} descriptors")));
+                }
+                Ok(sendmsg(&*stream, &[IoSlice::new(line)], &mut control, SendFlags::NOSIGNAL)?)
+            })
+            .await?;
+    }
+    stream.write_all(&line[sent..]).await
+}
+
+async fn exchange(
+    socket: &Path,
+    request: &Request,
+    files: &[BorrowedFd<'_>],
+) -> Result<Response, ControlError> {
     let mut stream = UnixStream::connect(socket).await?;
     let mut line = serde_json::to_vec(request).map_err(|error| ControlError::Protocol(error.to_string()))?;
     line.push(b'\n');
-    stream.write_all(&line).await?;
+    send(&mut stream, &line, files).await?;
     let mut answer = Vec::new();
     BufReader::new(stream).take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', &mut answer).await?;
     if answer.is_empty() {
@@ -56,7 +91,7 @@ mod tests {
             let _ = stream.write_all(answer).await;
             line
         };
-        tokio::join!(server, ask(&path, &Request::Kill, LIMIT))
+        tokio::join!(server, ask(&path, &Request::Kill, &[], LIMIT))
     }
 
     #[tokio::test]
@@ -77,8 +112,43 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn descriptors_go_with_the_line() {
+        use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+        use std::io::{IoSliceMut, Read, Seek, Write};
+        use std::os::fd::AsFd;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let vmm = tokio::task::spawn_blocking(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut line = [0; 200];
+            let got = recvmsg(&stream, &mut [IoSliceMut::new(&mut line)], &mut control, RecvFlags::empty());
+            let bytes = got.unwrap().bytes;
+            let mut files = Vec::new();
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(fds) = message {
+                    files.extend(fds.map(std::fs::File::from));
+                }
+            }
+            files[1].write_all(b"memory").unwrap();
+            stream.write_all(b"{\"response\":\"done\"}\n").unwrap();
+            (files.len(), String::from_utf8_lossy(&line[..bytes]).into_owned())
+        });
+        let (state, mut memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let answer = ask(&path, &Request::WorkingSet, &[state.as_fd(), memory.as_fd()], LIMIT).await;
+        assert_eq!(answer.unwrap(), Response::Done);
+        assert_eq!(vmm.await.unwrap(), (2, "{\"request\":\"working_set\"}\n".to_owned()));
+        let mut written = String::new();
+        memory.rewind().unwrap();
+        memory.read_to_string(&mut written).unwrap();
+        assert_eq!(written, "memory");
+    }
+
+    #[tokio::test]
     async fn a_socket_that_is_gone_is_an_error() {
-        let error = ask(Path::new("/no/such/control.sock"), &Request::Status, LIMIT).await.unwrap_err();
+        let error = ask(Path::new("/no/such/control.sock"), &Request::Status, &[], LIMIT).await.unwrap_err();
         assert!(matches!(error, ControlError::Io(_)), "{error}");
     }
 }

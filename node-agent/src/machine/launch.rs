@@ -7,16 +7,19 @@
 //!   8 kernel    9 root image (read-only)   10 disk   11 vsock socket   12 initramfs   13 /proc
 //! ```
 //!
+//! A machine that is restored has, read-only, 8 its state, 12 its memory, and 14 its working set instead of a kernel.
+//!
 //! The VMM takes `/proc` to open its own memory map, as its first act, and closes it before it reads anything that a
 //! guest had a hand in.
 
-use super::{LaunchError, LaunchPlan};
+use super::{LaunchError, LaunchPlan, Start};
 use crate::host::paths::{GUEST_CONNECT_NAME, SandboxPaths, remove_file};
 use crate::host::{Act, HostError};
 use command_fds::{CommandFdExt, FdMapping};
 use pinfold_vmm_api::jail::{JailLimits, JailOutcome};
 use pinfold_vmm_api::{
-    CpuTemplate, Disk, FdNumber, JailConfig, MachineConfig, MemoryBacking, PassedFd, RateLimit, Vsock,
+    CpuTemplate, Disk, FdNumber, JailConfig, MachineConfig, MemoryBacking, PassedFd, RateLimit,
+    RestoreMemory, Vsock, config,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
@@ -41,6 +44,9 @@ const DISK: FdNumber = 10;
 const VSOCK: FdNumber = 11;
 const INITRD: FdNumber = 12;
 const PROC: FdNumber = 13;
+const STATE: FdNumber = KERNEL;
+const MEMORY: FdNumber = INITRD;
+const WORKING_SET: FdNumber = 14;
 
 /// In the jailer: its config, the executable, then what is passed on.
 const JAIL_CONFIG: FdNumber = 3;
@@ -110,30 +116,51 @@ fn open_all(plan: &LaunchPlan) -> Result<Vec<(FdNumber, OwnedFd)>, HostError> {
         (CONTROL, listener(&paths.control())?.into()),
         (CONSOLE, new_file(&paths.console())?.into()),
         (EXIT, new_file(&paths.exit())?.into()),
-        (KERNEL, read_only(&plan.kernel.file)?.into()),
         (ROOT_IMAGE, read_only(&plan.root_image)?.into()),
         (DISK, open(&paths.disk(), OpenOptions::new().read(true).write(true))?.into()),
         (VSOCK, listener(&paths.vsock())?.into()),
         (PROC, read_only(Path::new("/proc"))?.into()),
     ];
-    if let Some(initrd) = &plan.kernel.initrd {
-        passed.push((INITRD, read_only(initrd)?.into()));
+    match &plan.start {
+        Start::Boot(kernel) => {
+            passed.push((KERNEL, read_only(&kernel.file)?.into()));
+            if let Some(initrd) = &kernel.initrd {
+                passed.push((INITRD, read_only(initrd)?.into()));
+            }
+        }
+        Start::Restore(restore) => {
+            passed.push((STATE, read_only(&restore.state)?.into()));
+            passed.push((MEMORY, read_only(&restore.memory)?.into()));
+            if let Some(working_set) = &restore.working_set {
+                passed.push((WORKING_SET, read_only(working_set)?.into()));
+            }
+        }
     }
     Ok(passed)
 }
 
 fn machine_config(plan: &LaunchPlan) -> MachineConfig {
+    let (kernel, restore) = match &plan.start {
+        Start::Boot(kernel) => (Some(kernel), None),
+        Start::Restore(restore) => (None, Some(restore)),
+    };
     MachineConfig {
         id: plan.id.to_string(),
         vcpus: plan.vcpus,
         memory_mib: plan.memory_mib,
-        kernel: Some(KERNEL),
-        initrd: plan.kernel.initrd.as_ref().map(|_| INITRD),
-        restore: None,
+        kernel: kernel.map(|_| KERNEL),
+        initrd: kernel.and_then(|kernel| kernel.initrd.as_ref()).map(|_| INITRD),
+        restore: restore.map(|restore| config::Restore {
+            state: STATE,
+            memory: RestoreMemory::File(MEMORY),
+            working_set: restore.working_set.as_ref().map(|_| WORKING_SET),
+            key: restore.key.digits().to_owned(),
+            paused: restore.paused,
+        }),
         memory_backing: MemoryBacking::default(),
         cpu_template: CpuTemplate::default(),
-        cmdline: plan.kernel.cmdline.clone(),
-        mmio_on_cmdline: plan.kernel.mmio_on_cmdline,
+        cmdline: kernel.map(|kernel| kernel.cmdline.clone()).unwrap_or_default(),
+        mmio_on_cmdline: kernel.is_some_and(|kernel| kernel.mmio_on_cmdline),
         disks: vec![
             Disk { serial: "root".to_owned(), file: ROOT_IMAGE, read_only: true, rate: RateLimit::default() },
             Disk { serial: "disk".to_owned(), file: DISK, read_only: false, rate: RateLimit::default() },
@@ -216,6 +243,8 @@ mod tests {
     use super::*;
     use crate::host::Kernel;
     use crate::host::paths::StateDirectory;
+    use crate::host::snapshots::SnapshotKey;
+    use crate::machine::Restore;
 
     fn plan(directory: &Path) -> LaunchPlan {
         let id = "0190b3f0-5a00-7000-8000-000000000001".parse().unwrap();
@@ -228,13 +257,13 @@ mod tests {
             uid: 100_000,
             vcpus: 2,
             memory_mib: 128,
-            kernel: Kernel {
+            start: Start::Boot(Kernel {
                 name: "stock".into(),
                 file: directory.join("vmlinuz"),
                 initrd: Some(directory.join("initrd.cpio")),
                 cmdline: "console=ttyS0".into(),
                 mmio_on_cmdline: false,
-            },
+            }),
             root_image: directory.join("rootfs.erofs"),
             file_size_bytes: 1 << 30,
         }
@@ -243,28 +272,39 @@ mod tests {
     #[test]
     fn the_configs_agree_with_each_other_and_are_valid() {
         let directory = tempfile::tempdir().unwrap();
-        let plan = plan(directory.path());
-        let null = || OwnedFd::from(File::open("/dev/null").unwrap());
-        let numbers = [CONFIG, KVM, CONTROL, CONSOLE, EXIT, KERNEL, ROOT_IMAGE, DISK, VSOCK, INITRD, PROC]
-            .map(|n| (n, null()));
-        let jail = jail_config(&plan, &numbers);
-        jail.validate().unwrap();
-        let machine = machine_config(&plan);
-        machine.validate().unwrap();
-        let targets: Vec<FdNumber> = jail.passed.iter().map(|fd| fd.target).collect();
-        let mut used = vec![
-            machine.kernel.expect("a kernel"),
-            machine.kvm,
-            machine.control,
-            machine.console,
-            machine.exit,
-        ];
-        used.extend(machine.initrd);
-        used.extend(machine.disks.iter().map(|disk| disk.file));
-        used.extend(machine.vsock.map(|vsock| vsock.listener));
-        assert!(used.iter().all(|number| targets.contains(number)), "{used:?} in {targets:?}");
-        assert!(targets.contains(&CONFIG) && targets.contains(&PROC));
-        assert_eq!(jail.arguments, ["run", "--config-fd", "3", "--proc-fd", "13"]);
+        let boot = plan(directory.path());
+        let restored = Start::Restore(Restore {
+            state: directory.path().join("state"),
+            memory: directory.path().join("memory"),
+            working_set: Some(directory.path().join("working-set")),
+            key: SnapshotKey::generate().unwrap(),
+            paused: true,
+        });
+        let restored = LaunchPlan { start: restored, ..boot.clone() };
+        let fixed = [CONFIG, KVM, CONTROL, CONSOLE, EXIT, ROOT_IMAGE, DISK, VSOCK, PROC];
+        for (plan, own) in [(boot, vec![KERNEL, INITRD]), (restored, vec![STATE, MEMORY, WORKING_SET])] {
+            let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+            let numbers: Vec<_> = fixed.iter().chain(&own).map(|&number| (number, null())).collect();
+            let jail = jail_config(&plan, &numbers);
+            jail.validate().unwrap();
+            let machine = machine_config(&plan);
+            machine.validate().unwrap();
+            let targets: Vec<FdNumber> = jail.passed.iter().map(|fd| fd.target).collect();
+            let mut used = vec![machine.kvm, machine.control, machine.console, machine.exit];
+            used.extend(machine.kernel);
+            used.extend(machine.initrd);
+            if let Some(restore) = machine.restore {
+                let RestoreMemory::File(memory) = restore.memory else { panic!("a file") };
+                used.extend([restore.state, memory]);
+                used.extend(restore.working_set);
+            }
+            used.extend(machine.disks.iter().map(|disk| disk.file));
+            used.extend(machine.vsock.map(|vsock| vsock.listener));
+            assert!(used.iter().all(|number| targets.contains(number)), "{used:?} in {targets:?}");
+            // the config and /proc are named on the command line
+            assert_eq!(used.len() + 2, targets.len(), "{used:?} and {targets:?}");
+            assert_eq!(jail.arguments, ["run", "--config-fd", "3", "--proc-fd", "13"]);
+        }
     }
 
     #[tokio::test]

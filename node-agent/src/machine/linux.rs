@@ -4,12 +4,16 @@ use super::launch::{self, Programs};
 use super::process::Process;
 use super::{ControlError, Exit, LaunchError, LaunchPlan, Machine, Machines, ProcessRecord, control};
 use crate::host::paths::SandboxPaths;
+use crate::host::snapshots::SnapshotKey;
 use crate::host::{Act, HostError};
 use futures::future::BoxFuture;
 use pinfold_domain::SandboxId;
-use pinfold_vmm_api::control::{ExitRecord, Request, Response, Status};
+use pinfold_vmm_api::control::{
+    ExitRecord, Request, Response, SnapshotKind, SnapshotRequest, SnapshotTaken, Status,
+};
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +25,12 @@ const MAX_EXIT_BYTES: u64 = 64 * 1024;
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3600);
 /// A kill needs nothing but a thread that listens.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Requests that are under way are finished first, of the disk too.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// All of guest memory goes to the disk, at the rate that the sandbox's limits leave.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);
+/// One look at the page tables.
+const WORKING_SET_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub struct LinuxMachines {
@@ -68,6 +78,21 @@ struct LinuxMachine {
     paths: SandboxPaths,
 }
 
+impl LinuxMachine {
+    /// A request whose answer is that it was done.
+    async fn order(
+        &self,
+        request: &Request,
+        files: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<(), ControlError> {
+        match control::ask(&self.paths.control(), request, files, limit).await? {
+            Response::Done => Ok(()),
+            other => Err(ControlError::Protocol(format!("{other:?} to {request:?}"))),
+        }
+    }
+}
+
 impl Machine for LinuxMachine {
     fn process(&self) -> ProcessRecord {
         self.process.record()
@@ -75,16 +100,45 @@ impl Machine for LinuxMachine {
 
     fn status(&self) -> BoxFuture<'_, Result<Status, ControlError>> {
         Box::pin(async move {
-            match control::ask(&self.paths.control(), &Request::Status, STATUS_TIMEOUT).await? {
+            match control::ask(&self.paths.control(), &Request::Status, &[], STATUS_TIMEOUT).await? {
                 Response::Status(status) => Ok(status),
                 other => Err(ControlError::Protocol(format!("{other:?} to a request for the status"))),
             }
         })
     }
 
+    fn pause(&self) -> BoxFuture<'_, Result<(), ControlError>> {
+        Box::pin(self.order(&Request::Pause, &[], PAUSE_TIMEOUT))
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<(), ControlError>> {
+        Box::pin(self.order(&Request::Resume, &[], PAUSE_TIMEOUT))
+    }
+
+    fn save<'a>(
+        &'a self,
+        state: &'a File,
+        memory: &'a File,
+        key: &'a SnapshotKey,
+    ) -> BoxFuture<'a, Result<SnapshotTaken, ControlError>> {
+        Box::pin(async move {
+            let request =
+                Request::Snapshot(SnapshotRequest { kind: SnapshotKind::Full, key: key.digits().to_owned() });
+            let files = [state.as_fd(), memory.as_fd()];
+            match control::ask(&self.paths.control(), &request, &files, SAVE_TIMEOUT).await? {
+                Response::Snapshot(taken) => Ok(taken),
+                other => Err(ControlError::Protocol(format!("{other:?} to a request for a snapshot"))),
+            }
+        })
+    }
+
+    fn working_set<'a>(&'a self, file: &'a File) -> BoxFuture<'a, Result<(), ControlError>> {
+        Box::pin(async move { self.order(&Request::WorkingSet, &[file.as_fd()], WORKING_SET_TIMEOUT).await })
+    }
+
     fn kill(&self) -> BoxFuture<'_, Result<(), ControlError>> {
         Box::pin(async move {
-            match control::ask(&self.paths.control(), &Request::Kill, KILL_TIMEOUT).await? {
+            match control::ask(&self.paths.control(), &Request::Kill, &[], KILL_TIMEOUT).await? {
                 Response::Killed => Ok(()),
                 other => Err(ControlError::Protocol(format!("{other:?} to a kill"))),
             }

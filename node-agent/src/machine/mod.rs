@@ -9,11 +9,13 @@ pub mod linux;
 pub mod process;
 
 use crate::host::paths::SandboxPaths;
+use crate::host::snapshots::SnapshotKey;
 use crate::host::{HostError, Kernel};
 use futures::future::BoxFuture;
 use pinfold_domain::SandboxId;
-use pinfold_vmm_api::control::{ExitRecord, Status};
+use pinfold_vmm_api::control::{ExitRecord, SnapshotTaken, Status};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -36,10 +38,29 @@ pub struct LaunchPlan {
     pub uid: u32,
     pub vcpus: u32,
     pub memory_mib: u64,
-    pub kernel: Kernel,
+    pub start: Start,
     pub root_image: PathBuf,
     /// RLIMIT_FSIZE
     pub file_size_bytes: u64,
+}
+
+/// Where the machine's first instruction comes from.
+#[derive(Debug, Clone)]
+pub enum Start {
+    Boot(Kernel),
+    Restore(Restore),
+}
+
+/// Files of a saved machine. None of them is written.
+#[derive(Debug, Clone)]
+pub struct Restore {
+    pub state: PathBuf,
+    pub memory: PathBuf,
+    /// pages to have in place before the guest goes on
+    pub working_set: Option<PathBuf>,
+    pub key: SnapshotKey,
+    /// the guest does not run before [`Machine::resume`]
+    pub paused: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +111,18 @@ pub trait Machines: Send + Sync {
 pub trait Machine: Send + Sync {
     fn process(&self) -> ProcessRecord;
     fn status(&self) -> BoxFuture<'_, Result<Status, ControlError>>;
+    /// Returns when no virtual CPU runs and no device touches guest memory. A paused machine stays so.
+    fn pause(&self) -> BoxFuture<'_, Result<(), ControlError>>;
+    fn resume(&self) -> BoxFuture<'_, Result<(), ControlError>>;
+    /// Saves a paused machine into two empty files.
+    fn save<'a>(
+        &'a self,
+        state: &'a File,
+        memory: &'a File,
+        key: &'a SnapshotKey,
+    ) -> BoxFuture<'a, Result<SnapshotTaken, ControlError>>;
+    /// Writes which guest pages are in use.
+    fn working_set<'a>(&'a self, file: &'a File) -> BoxFuture<'a, Result<(), ControlError>>;
     /// Asks the VMM to end at once; it may be gone already.
     fn kill(&self) -> BoxFuture<'_, Result<(), ControlError>>;
     /// Resolves when the process is gone; at once when it is gone already.

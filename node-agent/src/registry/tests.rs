@@ -1,7 +1,7 @@
 //! Room, epochs and the list, with the fakes of the actor's tests beneath.
 
 use super::*;
-use crate::sandbox::actor::tests::{Fault, World, host};
+use crate::sandbox::fake_host::{Fault, World, host};
 use crate::sandbox::record::tests::{ID, assignment};
 use pinfold_domain::Phase;
 use std::time::Duration;
@@ -96,8 +96,7 @@ async fn a_newer_epoch_waits_for_the_end_of_the_older_one() {
     assert!(!bench.registry.stop(ID.parse().unwrap(), Epoch(2), stop(0)));
     let log = bench.world.log.lock().unwrap().clone();
     assert_eq!(log, ["+disk", "+cgroup", "+machine"], "the second has taken nothing yet");
-    // the fake's machine is one and stays gone, so the second fails at its start; that it began after the first is the point
-    bench.until_ended(ID).await;
+    bench.until(ID, Phase::Running).await;
     let log = bench.world.log.lock().unwrap().join(" ");
     let first = log.find("-disk").expect("the first is undone");
     let second = log.rfind("+disk").expect("the second began");
@@ -167,4 +166,90 @@ async fn the_first_order_to_end_is_the_cause() {
         bench.registry.reports()[0].cause.as_ref().map(|cause| cause.reason),
         Some(Reason::StopRequested)
     );
+}
+
+fn parsed<Id: std::str::FromStr<Err = pinfold_domain::IdError>>(id: &str) -> Id {
+    id.parse().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_sandbox_leaves_its_room_to_others_and_comes_back_when_there_is_some() {
+    let bench = bench([]);
+    let half = |mut assignment: Assignment| {
+        assignment.spec.resources.memory_bytes = 400 * MIB;
+        assignment
+    };
+    let (id, epoch) = (parsed(ID), Epoch(1));
+    bench.registry.assign(half(assignment(1))).unwrap();
+    bench.until(ID, Phase::Running).await;
+    assert!(bench.registry.assign(half(other(1))).is_err());
+    assert!(bench.registry.pause(id, epoch, 1));
+    bench.until(ID, Phase::Paused).await;
+    // a template takes what it left
+    let spec = half(other(1)).spec;
+    bench.registry.room_to_prepare(parsed(OTHER), &spec).unwrap();
+    // no room for it now: it stays as it is, and why is told
+    assert!(bench.registry.resume(id, epoch, 2));
+    let report = &bench.registry.reports()[0];
+    let cause = report.cause.as_ref().expect("why");
+    assert_eq!((report.phase, report.order, cause.reason), (Phase::Paused, 2, Reason::NoRoom));
+    assert!(cause.message.contains("memory asked"), "{}", cause.message);
+    lock(&bench.registry.preparing).clear();
+    // an order that was taken up is answered, and not obeyed again
+    assert!(bench.registry.resume(id, epoch, 2));
+    assert_eq!(bench.registry.reports()[0].phase, Phase::Paused);
+    assert!(bench.registry.resume(id, epoch, 3));
+    assert_eq!(bench.registry.reports()[0].phase, Phase::Resuming, "the room is taken at once");
+    bench.until(ID, Phase::Running).await;
+    assert_eq!(bench.registry.reports()[0].cause, None);
+    // its memory has a file now, beside its disk
+    let held = bench.registry.ledger(id).unwrap().record().held();
+    assert_eq!(held.disk_bytes, assignment(1).spec.resources.disk_bytes + 400 * MIB);
+    assert!(!bench.registry.pause(id, Epoch(2), 4), "no such epoch");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_of_what_does_not_run_is_refused_in_the_list() {
+    let bench = bench([Fault::NoHello]);
+    let catalog = Arc::clone(&bench.registry.host().catalog);
+    bench.registry.take_snapshot(parsed(OTHER), parsed(ID), Epoch(1));
+    bench.registry.assign(assignment(1)).unwrap();
+    bench.registry.take_snapshot(parsed(ID), parsed(ID), Epoch(1));
+    let reports = catalog.snapshot_reports();
+    let messages: Vec<_> = reports.into_iter().map(|report| report.cause.unwrap().message).collect();
+    assert!(messages[0].contains("is starting, not running"), "{messages:?}");
+    assert!(messages[1].contains("is not on this node"), "{messages:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn templates_are_prepared_in_the_room_that_is_there() {
+    let bench = bench([]);
+    let catalog = Arc::clone(&bench.registry.host().catalog);
+    let template = |id: &str| parsed::<TemplateId>(id);
+    let prepared = async |id: &str| loop {
+        let reports = catalog.template_reports();
+        let report = reports.iter().find(|report| report.template_id == template(id)).unwrap();
+        if report.preparation != pinfold_domain::Preparation::Preparing {
+            return report.cause.as_ref().map(|cause| cause.reason);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    let spec = assignment(1).spec;
+    bench.registry.prepare_template(template(ID), spec.clone());
+    assert_eq!(prepared(ID).await, None);
+    assert!(bench.registry.reports().is_empty() && bench.world.held().is_empty());
+    let mut large = assignment(1);
+    large.spec.resources.memory_bytes = 500 * MIB;
+    bench.registry.assign(large).unwrap();
+    bench.until(ID, Phase::Running).await;
+    bench.registry.prepare_template(template(OTHER), spec.clone());
+    assert_eq!(prepared(OTHER).await, Some(Reason::NoRoom));
+    let mut unknown = spec;
+    unknown.image = "python".into();
+    bench.registry.prepare_template(template(OTHER), unknown);
+    assert_eq!(prepared(OTHER).await, Some(Reason::ImageUnknown));
+    bench.registry.drop_template(template(ID));
+    while catalog.template_reports().len() > 1 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }

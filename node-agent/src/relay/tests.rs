@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::fake_scheduler::{Bench, LIMIT, RelayCall};
-use crate::sandbox::actor::tests::Fault;
+use crate::sandbox::fake_host::Fault;
 use crate::sandbox::record::tests::{ID, assignment};
 use futures::{Stream, stream};
 use pinfold_proto::guest::v1 as guest;

@@ -7,22 +7,28 @@
 //!      |   +-------------+                   v
 //!      v ready           v                 (teardown) --> Failed
 //!   Running --stop,--> Stopping --> (teardown) --> Stopped
-//!      |      ttl                                    ^
+//!      |      ttl          ^                         ^
 //!      +-- the machine ends --> (why?) --------------+--> Failed
+//!      v                     |
+//!   [saving]: pause, snapshot; Paused; resume
 //! ```
+//!
+//! [`saving`] has the part of the drawing that leads to the disk and back.
 //!
 //! Whatever the way, the last report is sent only after teardown: a phase that is final means that nothing is left but
 //! the record and the console. When the agent itself ends, the actor lets go (`detach`) and the sandbox goes on.
 
 use super::bringup::{self, Context, Ready};
+use super::restore::{self, Origin};
 use super::teardown;
+use crate::host::snapshots::Draft;
 use crate::machine::Machine;
 use crate::machine::ending::{classify, in_console};
-use pinfold_domain::{Cause, Phase, Reason};
+use pinfold_domain::{Cause, Phase, Reason, SnapshotId};
 use pinfold_service::CancellationToken;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 /// From the guest's word that its workload has ended to its power-off.
@@ -33,6 +39,20 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 const TTL_GRACE: Duration = Duration::from_secs(2);
 /// Longest grace that a stop may ask for.
 const MAX_GRACE: Duration = Duration::from_secs(300);
+
+/// An order that does not end it. At most [`ORDERS`] wait.
+#[derive(Debug)]
+pub enum Order {
+    /// The phase is Pausing already.
+    Pause,
+    /// The phase is Resuming already, and the room is taken.
+    Resume,
+    /// The snapshot is listed as being made.
+    Snapshot(SnapshotId, Draft),
+}
+
+/// Orders that wait for the actor: a pause or a resume, and snapshots that forks ask for.
+pub const ORDERS: usize = 8;
 
 /// An order to end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +70,10 @@ pub enum Begin {
     Again,
     /// an earlier agent brought the machine up; it was ready if `ready`
     Adopted { machine: Arc<dyn Machine>, ready: bool },
+    /// an earlier agent was saving it to pause it; its machine lives, and perhaps stands still
+    Pausing { machine: Arc<dyn Machine> },
+    /// it is on the disk; what a machine may have left is undone
+    Paused { resume: bool },
     /// an earlier agent brought it up, and the machine has ended since
     Gone { phase: Phase, cause: Cause },
 }
@@ -58,6 +82,7 @@ pub struct Actor {
     pub context: Context,
     pub begin: Begin,
     pub stop: watch::Receiver<Option<Stop>>,
+    pub orders: mpsc::Receiver<Order>,
     /// the agent ends: let go
     pub detach: CancellationToken,
     /// cancelled when nothing is left
@@ -83,7 +108,14 @@ impl Actor {
     async fn live(&mut self, begin: Begin, held: &mut Option<Arc<dyn Machine>>) -> End {
         let started = match begin {
             Begin::Gone { phase, cause } => return End::Final(phase, cause),
-            Begin::Adopted { machine, ready: true } => Ok(Ready { machine }),
+            Begin::Pausing { machine } => return self.serve(machine, held, Some(Order::Pause)).await,
+            Begin::Paused { resume } => {
+                return match self.on_disk(resume).await {
+                    Ok(machine) => self.serve(machine, held, None).await,
+                    Err(end) => end,
+                };
+            }
+            Begin::Adopted { machine, ready: true } => Ok(Ready { machine, origin: None }),
             Begin::Adopted { machine, ready: false } => {
                 *held = Some(Arc::clone(&machine));
                 let context = self.context.clone();
@@ -98,16 +130,61 @@ impl Actor {
                 self.starting(async move { bringup::run(&context, after).await }).await
             }
         };
-        let machine = match started {
-            Ok(ready) => ready.machine,
+        let Ready { machine, origin } = match started {
+            Ok(ready) => ready,
             Err(end) => return end,
         };
-        *held = Some(Arc::clone(&machine));
-        // an adopted sandbox may be on its way down already
-        if self.context.ledger.record().phase == Phase::Starting {
-            self.context.ledger.set_phase(Phase::Running, None);
+        if let Err(end) = self.wake_adopted(&machine).await {
+            *held = Some(machine);
+            return end;
         }
-        self.running(&machine).await
+        // an adopted sandbox may be on its way down already
+        for phase in [Phase::Starting, Phase::Resuming] {
+            self.context.ledger.go_on(phase, Phase::Running, None);
+        }
+        if let Some(origin) = origin {
+            self.record_working_set(&machine, origin).await;
+        }
+        self.serve(machine, held, None).await
+    }
+
+    /// A machine that runs, with all orders that come, until it ends. `first`: an order that was under way.
+    async fn serve(
+        &mut self,
+        mut machine: Arc<dyn Machine>,
+        held: &mut Option<Arc<dyn Machine>>,
+        mut first: Option<Order>,
+    ) -> End {
+        loop {
+            *held = Some(Arc::clone(&machine));
+            let order = match first.take() {
+                Some(order) => Ok(order),
+                None => self.running(&machine).await,
+            };
+            let served = match order {
+                Ok(Order::Snapshot(id, draft)) => self.snapshot(&machine, id, draft).await,
+                Ok(Order::Pause) => match self.pause(&machine).await {
+                    Ok(Paused::GoesOn) => Ok(()),
+                    Ok(Paused::OnDisk) => {
+                        *held = None;
+                        match self.on_disk(false).await {
+                            Ok(resumed) => {
+                                machine = resumed;
+                                Ok(())
+                            }
+                            Err(end) => Err(end),
+                        }
+                    }
+                    Err(end) => Err(end),
+                },
+                // it runs
+                Ok(Order::Resume) => Ok(()),
+                Err(end) => Err(end),
+            };
+            if let Err(end) = served {
+                return end;
+            }
+        }
     }
 
     /// Bring-up under the start limit, a stop and the time to live.
@@ -129,18 +206,24 @@ impl Actor {
         Err(End::Final(Phase::Stopped, stopped))
     }
 
-    async fn running(&mut self, machine: &Arc<dyn Machine>) -> End {
+    /// Until an order comes, or it ends.
+    async fn running(&mut self, machine: &Arc<dyn Machine>) -> Result<Order, End> {
         let expires_at = self.context.ledger.assignment().expires_at;
         let stop = tokio::select! {
             biased;
-            () = self.detach.cancelled() => return End::Detached,
+            () = self.detach.cancelled() => return Err(End::Detached),
             exit = machine.exited() => {
                 let cause = classify(&bringup::evidence(&self.context, exit));
-                return End::Final(phase_of_end(&cause), cause);
+                return Err(End::Final(phase_of_end(&cause), cause));
             }
             stop = ordered(&mut self.stop) => stop,
             () = tokio::time::sleep(expires_at.remaining()) => Stop { cause: ttl_expired(), grace: TTL_GRACE },
+            Some(order) = self.orders.recv() => return Ok(order),
         };
+        Err(self.stop(machine, stop).await)
+    }
+
+    async fn stop(&mut self, machine: &Arc<dyn Machine>, stop: Stop) -> End {
         self.context.ledger.set_phase(Phase::Stopping, Some(stop.cause.clone()));
         self.stop_machine(machine, stop.grace.min(MAX_GRACE)).await;
         End::Final(Phase::Stopped, stop.cause)
@@ -177,7 +260,8 @@ impl Actor {
     }
 
     /// Teardown, then the last report.
-    async fn finish(&self, phase: Phase, mut cause: Cause, machine: Option<Arc<dyn Machine>>) {
+    async fn finish(&mut self, phase: Phase, mut cause: Cause, machine: Option<Arc<dyn Machine>>) {
+        self.refuse_orders().await;
         if let Err(left) = teardown::run(&self.context, machine.as_ref()).await {
             let id = self.context.ledger.assignment().id;
             tracing::error!(sandbox = %id, left, "a sandbox left something behind");
@@ -233,6 +317,9 @@ async fn lowered(stop: &mut watch::Receiver<Option<Stop>>, grace: Duration) -> D
         None => std::future::pending().await,
     }
 }
+
+mod saving;
+use saving::Paused;
 
 #[cfg(test)]
 pub mod tests;

@@ -4,18 +4,20 @@
 //!   Accepted --prepare--> Prepared --jail--> Jailed --boot--> Booted --ready--> Ready
 //! ```
 //!
+//! A machine that was saved takes the way of [`super::restore`], with the same steps up to its jail.
+//!
 //! Undo does not depend on how far a step came, because a step may be dropped in the middle (a stop, the start limit):
 //! what a step is **about to** take is noted in the [`Taken`] list first, and the list is undone in reverse by
 //! [`super::teardown`], each act of which is idempotent. So a cause for failure is all that a step returns.
 
 use super::record::{Assignment, Ledger};
-use super::{Host, policy, teardown};
+use super::{Host, policy, restore, teardown};
 use crate::clock::BootTime;
-use crate::guest::{GuestError, HelloFuture};
+use crate::guest::{GuestError, HelloFuture, clock_ms};
 use crate::host::paths::remove_file;
 use crate::host::{HostError, ImageError, Kernel};
 use crate::machine::ending::{Evidence, classify};
-use crate::machine::{Exit, LaunchError, LaunchPlan, Machine, launch};
+use crate::machine::{Exit, LaunchError, LaunchPlan, Machine, Start, launch};
 use pinfold_domain::{Cause, Milestone, Reason};
 use pinfold_proto::guest::v1::ConfigureRequest;
 use pinfold_service::CancellationToken;
@@ -23,7 +25,7 @@ use pinfold_vmm_api::console::Reader;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Of the console, for the cause of an end.
 const CONSOLE_TAIL_BYTES: usize = 64 * 1024;
@@ -109,10 +111,12 @@ pub struct Booted {
 /// The guest has called in and is configured.
 pub struct Ready {
     pub machine: Arc<dyn Machine>,
+    /// what it was restored from
+    pub origin: Option<restore::Origin>,
 }
 
-/// All steps. The caller bounds the time and undoes on failure. `after`: cancelled when an earlier epoch of this
-/// sandbox, which has the same directory and cgroup, is gone.
+/// All steps, from what the sandbox is to be made of. The caller bounds the time and undoes on failure. `after`: cancelled
+/// when an earlier epoch of this sandbox, which has the same directory and cgroup, is gone.
 pub async fn run(context: &Context, after: Option<CancellationToken>) -> Result<Ready, Cause> {
     if let Some(after) = after {
         after.cancelled().await;
@@ -120,6 +124,11 @@ pub async fn run(context: &Context, after: Option<CancellationToken>) -> Result<
     }
     context.ledger.paths().create().map_err(host_cause)?;
     context.ledger.save();
+    restore::or_boot(context).await
+}
+
+/// All steps with a kernel.
+pub async fn boot(context: &Context) -> Result<Ready, Cause> {
     let accepted = Accepted { assignment: context.ledger.assignment() };
     accepted.prepare(context).await?.jail(context).await?.boot(context).await?.ready(context).await
 }
@@ -133,6 +142,9 @@ pub async fn again(context: &Context) -> Result<Ready, Cause> {
 /// The last two steps, for a machine that an earlier agent started. Its guest may have said hello already, so it is
 /// asked instead.
 pub async fn resume(context: &Context, machine: Arc<dyn Machine>) -> Result<Ready, Cause> {
+    if context.ledger.saving().generation.is_some() {
+        return restore::wake_again(context, machine).await;
+    }
     let assignment = context.ledger.assignment();
     let jailed = Jailed { assignment, machine, hello: Box::pin(std::future::pending()), at: BootTime::now() };
     let Booted { assignment, machine, .. } = jailed.boot(context).await?;
@@ -145,7 +157,7 @@ pub async fn resume(context: &Context, machine: Arc<dyn Machine>) -> Result<Read
         }
     }
     context.ledger.reach(Milestone::GuestReady, None);
-    Ok(Ready { machine })
+    Ok(Ready { machine, origin: None })
 }
 
 impl Accepted {
@@ -153,31 +165,45 @@ impl Accepted {
     async fn prepare(self, context: &Context) -> Result<Prepared, Cause> {
         let Self { assignment } = self;
         let Context { host, ledger, taken } = context;
-        let (id, spec, paths) = (assignment.id, &assignment.spec, ledger.paths());
+        let (spec, paths) = (&assignment.spec, ledger.paths());
         let root_image = host.images.root_image(&spec.image).map_err(image_cause)?;
         let kernel = host.images.kernel(spec.kernel.as_deref()).map_err(image_cause)?;
-        let uid = host.uids.take().ok_or_else(|| {
-            let message = format!("all {} uids of this node are in use", host.uids.taken());
-            Cause::new(Reason::HostResources, message)
-        })?;
-        taken.push(Taken::Uid(uid));
-        ledger.set_uid(uid);
+        let uid = take_uid(context)?;
         taken.push(Taken::Disk);
         host.disks.create(&paths.disk(), spec.resources.disk_bytes).await.map_err(host_cause)?;
-        taken.push(Taken::Cgroup);
-        host.cgroups.create(id, &policy::cgroup_limits(spec, &paths.disk())).map_err(host_cause)?;
-        taken.push(Taken::RunFiles);
-        launch::make_jail(paths, uid).map_err(host_cause)?;
+        confine(context, uid)?;
         let hello = host.guests.listen(paths, uid).map_err(host_cause)?;
         Ok(Prepared { assignment, uid, kernel, root_image, hello })
     }
+}
+
+pub fn take_uid(context: &Context) -> Result<u32, Cause> {
+    let Context { host, ledger, taken } = context;
+    let uid = host.uids.take().ok_or_else(|| {
+        let message = format!("all {} uids of this node are in use", host.uids.taken());
+        Cause::new(Reason::HostResources, message)
+    })?;
+    taken.push(Taken::Uid(uid));
+    ledger.set_uid(uid);
+    Ok(uid)
+}
+
+/// The cgroup with its limits, and the jail's directory.
+pub fn confine(context: &Context, uid: u32) -> Result<(), Cause> {
+    let Context { host, ledger, taken } = context;
+    let Assignment { id, spec, .. } = ledger.assignment();
+    let paths = ledger.paths();
+    taken.push(Taken::Cgroup);
+    host.cgroups.create(id, &policy::cgroup_limits(&spec, &paths.disk())).map_err(host_cause)?;
+    taken.push(Taken::RunFiles);
+    launch::make_jail(paths, uid).map_err(host_cause)
 }
 
 impl Prepared {
     /// The VMM process exists inside its jail.
     async fn jail(self, context: &Context) -> Result<Jailed, Cause> {
         let Self { assignment, uid, kernel, root_image, hello } = self;
-        let Context { host, ledger, taken } = context;
+        let Context { host, ledger, .. } = context;
         let plan = LaunchPlan {
             id: assignment.id,
             paths: ledger.paths().clone(),
@@ -185,22 +211,29 @@ impl Prepared {
             uid,
             vcpus: assignment.spec.vcpus(),
             memory_mib: policy::memory_mib(&assignment.spec),
-            kernel,
+            start: Start::Boot(kernel),
             root_image,
             file_size_bytes: policy::file_size_bytes(&assignment.spec),
         };
-        taken.push(Taken::Machine);
-        let machine = match host.machines.launch(plan).await {
-            Ok(machine) => machine,
-            Err(LaunchError::Host(error)) => return Err(host_cause(error)),
-            Err(LaunchError::Ended(exit)) => return Err(classify(&evidence(context, exit))),
-            Err(LaunchError::Jail(text)) => return Err(Cause::new(Reason::JailFailed, text)),
-        };
-        ledger.set_process(machine.process());
-        let at = BootTime::now();
-        ledger.reach(Milestone::Jailed, Some(at));
+        let (machine, at) = launch(context, plan).await?;
         Ok(Jailed { assignment, machine, hello, at })
     }
+}
+
+/// Starts the machine and notes which process it is. Returns when it was jailed, too.
+pub async fn launch(context: &Context, plan: LaunchPlan) -> Result<(Arc<dyn Machine>, BootTime), Cause> {
+    let Context { host, ledger, taken } = context;
+    taken.push(Taken::Machine);
+    let machine = match host.machines.launch(plan).await {
+        Ok(machine) => machine,
+        Err(LaunchError::Host(error)) => return Err(host_cause(error)),
+        Err(LaunchError::Ended(exit)) => return Err(classify(&evidence(context, exit))),
+        Err(LaunchError::Jail(text)) => return Err(Cause::new(Reason::JailFailed, text)),
+    };
+    ledger.set_process(machine.process());
+    let at = BootTime::now();
+    ledger.reach(Milestone::Jailed, Some(at));
+    Ok((machine, at))
 }
 
 impl Jailed {
@@ -238,15 +271,14 @@ impl Booted {
         // The guest has nothing more to say here: from now on it cannot connect to the host at all.
         remove_file(&context.ledger.paths().hello()).map_err(host_cause)?;
         context.ledger.reach(Milestone::GuestReady, None);
-        Ok(Ready { machine })
+        Ok(Ready { machine, origin: None })
     }
 }
 
 async fn configure(context: &Context, assignment: &Assignment) -> Result<(), GuestError> {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let request = ConfigureRequest {
         hostname: hostname(assignment),
-        clock_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
+        clock_ms: clock_ms(),
         pids_max: assignment.spec.resources.pids,
         machine_id: machine_id(assignment),
     };
@@ -254,7 +286,7 @@ async fn configure(context: &Context, assignment: &Assignment) -> Result<(), Gue
 }
 
 /// The sandbox's name, else the last part of its id: both are DNS labels.
-fn hostname(assignment: &Assignment) -> String {
+pub fn hostname(assignment: &Assignment) -> String {
     if assignment.spec.name.is_empty() {
         let id = assignment.id.to_string();
         format!("sandbox-{}", id.rsplit('-').next().unwrap_or(&id))
@@ -264,12 +296,12 @@ fn hostname(assignment: &Assignment) -> String {
 }
 
 /// machine-id(5): the sandbox's id, which is 128 bits as well.
-fn machine_id(assignment: &Assignment) -> String {
+pub fn machine_id(assignment: &Assignment) -> String {
     assignment.id.to_string().replace('-', "")
 }
 
 /// `act`, unless the machine ends before it.
-async fn or_exit<T>(
+pub async fn or_exit<T>(
     context: &Context,
     machine: &Arc<dyn Machine>,
     act: impl Future<Output = T>,
@@ -282,7 +314,7 @@ async fn or_exit<T>(
     }
 }
 
-async fn unresponsive(context: &Context, machine: &Arc<dyn Machine>, error: GuestError) -> Cause {
+pub async fn unresponsive(context: &Context, machine: &Arc<dyn Machine>, error: GuestError) -> Cause {
     fault(context, machine, Reason::GuestUnresponsive, error.to_string()).await
 }
 
@@ -297,8 +329,7 @@ async fn fault(context: &Context, machine: &Arc<dyn Machine>, reason: Reason, me
 /// What is known of an end, collected before anything is taken away.
 pub fn evidence(context: &Context, exit: Exit) -> Evidence {
     let oom_kills = context.host.cgroups.oom_kills(context.ledger.assignment().id);
-    let record = context.ledger.record();
-    let was_ready = record.milestones.iter().any(|(milestone, _)| *milestone == Milestone::GuestReady);
+    let was_ready = context.ledger.record().was_ready();
     Evidence { exit, oom_kills, console: console_tail(context), was_ready }
 }
 
@@ -312,11 +343,11 @@ pub fn console_tail(context: &Context) -> String {
     String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
 }
 
-fn host_cause(error: HostError) -> Cause {
+pub fn host_cause(error: HostError) -> Cause {
     Cause::new(Reason::HostResources, error.sentence())
 }
 
-fn image_cause(error: ImageError) -> Cause {
+pub fn image_cause(error: ImageError) -> Cause {
     let reason = match error {
         ImageError::Unknown { .. } => Reason::ImageUnknown,
         ImageError::Unusable { kind: "kernel", .. } => Reason::KernelInvalid,

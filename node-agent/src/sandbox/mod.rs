@@ -8,15 +8,22 @@
 //! ```
 //!
 //! [`record`] is what outlives the agent, [`policy`] turns a spec into limits, [`bringup`] and [`teardown`] are the way
-//! up and down, [`actor`] decides between them, [`recover`] finds what an earlier agent left.
+//! up and down, [`save`] and [`restore`] the way to the disk and back, [`actor`] decides between them, [`recover`] finds
+//! what an earlier agent left. [`template`] boots a machine in order to save it.
 
 pub mod actor;
 pub mod bringup;
+#[cfg(test)]
+pub mod fake_host;
 pub mod policy;
 pub mod record;
 pub mod recover;
+pub mod restore;
+pub mod save;
 pub mod teardown;
+pub mod template;
 
+use crate::catalog::Catalog;
 use crate::guest::Guests;
 use crate::host::paths::StateDirectory;
 use crate::host::uids::UidPool;
@@ -33,6 +40,7 @@ pub struct Host {
     pub machines: Arc<dyn Machines>,
     pub guests: Arc<dyn Guests>,
     pub uids: Arc<UidPool>,
+    pub catalog: Arc<Catalog>,
     pub state: StateDirectory,
     /// of this boot of the machine
     pub boot_id: Arc<str>,

@@ -1,13 +1,13 @@
 //! What is known of a sandbox, in memory, on disk and towards the scheduler, changed in one place.
 //!
 //! Invariant: a change is in `record.json` before anybody hears of it, so the agent that comes after this one knows at
-//! least what was said. The file is replaced as a whole; it need not survive a crash of the machine (no sandbox does), so
-//! it is not synced.
+//! least what was said. The file is replaced as a whole. Only a paused sandbox survives a crash of the machine, so only its
+//! record is synced.
 
 use crate::clock::BootTime;
 use crate::host::paths::{SandboxPaths, write_atomically};
 use crate::machine::ProcessRecord;
-use pinfold_domain::{Cause, Epoch, Milestone, Phase, SandboxId, SandboxSpec};
+use pinfold_domain::{Cause, Epoch, Milestone, Phase, Resources, SandboxId, SandboxSpec, TemplateId};
 use pinfold_proto::convert::sandbox::StatusReport;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +24,9 @@ pub struct Assignment {
     pub assigned_at: BootTime,
     /// when its time to live ends
     pub expires_at: BootTime,
+    /// of a create from a template
+    #[serde(default)]
+    pub template: Option<TemplateId>,
 }
 
 /// `record.json`.
@@ -40,6 +43,30 @@ pub struct Record {
     pub cause: Option<Cause>,
     /// microseconds since the assignment
     pub milestones: Vec<(Milestone, u64)>,
+    /// the highest order of a Pause or Resume that was taken up
+    #[serde(default)]
+    pub order: u64,
+    #[serde(default)]
+    pub saving: Saving,
+}
+
+/// How far it is between a machine that runs and one that is saved.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Saving {
+    /// The guest was told to stand still, or its machine was stopped, and has not been woken since.
+    pub suspended: bool,
+    /// The machine came from saved state. What its guest is told when it is woken: the same each time, so that a wake
+    /// may be repeated.
+    pub generation: Option<String>,
+    /// Its own directory holds the machine whole, and no guest has run since: it can be resumed.
+    pub saved: bool,
+    /// It was paused once, so its memory has a file on the disk.
+    pub has_memory_file: bool,
+    /// milliseconds since the Unix epoch: when its time to live ends, for a pause that outlives the boot
+    pub expires_ms: Option<u64>,
+    /// it is booted for this template and not for a caller
+    pub builds: Option<TemplateId>,
 }
 
 impl Record {
@@ -53,7 +80,27 @@ impl Record {
             phase: Phase::Starting,
             cause: None,
             milestones: Vec::new(),
+            order: 0,
+            saving: Saving::default(),
         }
+    }
+
+    /// What it takes of its node. Its memory is in a file on the disk from its first pause on: paused it takes disk alone.
+    pub fn held(&self) -> Resources {
+        let Resources { memory_bytes, disk_bytes, .. } = self.assignment.spec.resources;
+        let with_file = disk_bytes.saturating_add(memory_bytes);
+        match self.phase {
+            Phase::Paused => Resources { disk_bytes: with_file, ..Resources::default() },
+            _ if self.saving.has_memory_file => {
+                Resources { disk_bytes: with_file, ..self.assignment.spec.resources }
+            }
+            _ => self.assignment.spec.resources,
+        }
+    }
+
+    /// Whether the guest's agent has ever answered.
+    pub fn was_ready(&self) -> bool {
+        self.milestones.iter().any(|(milestone, _)| *milestone == Milestone::GuestReady)
     }
 
     pub fn report(&self) -> StatusReport {
@@ -64,7 +111,7 @@ impl Record {
             phase: self.phase,
             cause: self.cause.clone(),
             milestones: self.milestones.clone(),
-            order: 0,
+            order: self.order,
         }
     }
 
@@ -129,6 +176,72 @@ impl Ledger {
         self.store(&record);
     }
 
+    /// A change that nobody else hears of. `durable`: it has reached the disk when this returns.
+    pub fn note(&self, durable: bool, act: impl FnOnce(&mut Saving)) {
+        let mut record = self.lock();
+        let before = record.saving.clone();
+        act(&mut record.saving);
+        if record.saving != before || durable {
+            self.write(&record, durable);
+        }
+    }
+
+    pub fn saving(&self) -> Saving {
+        self.lock().saving.clone()
+    }
+
+    /// The process of the record is gone.
+    pub fn clear_process(&self) {
+        let mut record = self.lock();
+        record.process = None;
+        self.store(&record);
+    }
+
+    /// Takes up an order: from `from` it goes to `to`; in another phase it stays as it is, which is told.
+    /// `None`: the order is not newer than the last one.
+    pub fn take_up(&self, order: u64, from: Phase, to: Phase) -> Option<bool> {
+        let mut taken = None;
+        self.change(|record| {
+            if order <= record.order {
+                return false;
+            }
+            record.order = order;
+            taken = Some(record.phase == from);
+            if record.phase == from {
+                record.phase = to;
+                record.cause = None;
+            }
+            true
+        });
+        taken
+    }
+
+    /// Takes up `order` and does nothing but say why.
+    pub fn decline(&self, order: u64, cause: Cause) {
+        self.change(|record| {
+            if order <= record.order {
+                return false;
+            }
+            record.order = order;
+            if !record.phase.is_final() && record.phase != Phase::Stopping {
+                record.cause = Some(cause);
+            }
+            true
+        });
+    }
+
+    /// From `from` to `to`, with what is to be said about it. Nothing, in another phase.
+    pub fn go_on(&self, from: Phase, to: Phase, cause: Option<Cause>) {
+        self.change(|record| {
+            if record.phase != from {
+                return false;
+            }
+            record.phase = to;
+            record.cause = cause;
+            true
+        });
+    }
+
     /// `at`: when it was reached, `None` for now.
     pub fn reach(&self, milestone: Milestone, at: Option<BootTime>) {
         self.change(|record| {
@@ -136,6 +249,21 @@ impl Ledger {
             let since = at.since(record.assignment.assigned_at);
             record.reach(milestone, u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
         });
+    }
+
+    /// The guest that was restored goes on, and serves.
+    pub fn woken(&self) {
+        self.change(|record| {
+            let since = BootTime::now().since(record.assignment.assigned_at);
+            let since = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
+            let woken = record.reach(Milestone::Woken, since);
+            record.reach(Milestone::GuestReady, since) || woken
+        });
+    }
+
+    /// What was reached on a way that was given up.
+    pub fn unreach(&self, milestones: &[Milestone]) {
+        self.lock().milestones.retain(|(reached, _)| !milestones.contains(reached));
     }
 
     /// The last report: nothing is left. One change, so that nobody sees half of it.
@@ -182,9 +310,13 @@ impl Ledger {
     /// A record that cannot be written (a full disk) must not stop a sandbox: the next agent will not find it and ends
     /// it by its cgroup.
     fn store(&self, record: &Record) {
+        self.write(record, false);
+    }
+
+    fn write(&self, record: &Record, durable: bool) {
         let text =
             serde_json::to_vec(record).expect("a record has only maps with string keys, so it is JSON");
-        if let Err(error) = write_atomically(&self.paths.record(), &text, false) {
+        if let Err(error) = write_atomically(&self.paths.record(), &text, durable) {
             tracing::error!(sandbox = %record.assignment.id, error = error.sentence(), "a record was not written");
         }
     }
@@ -213,6 +345,7 @@ pub mod tests {
             spec: spec(),
             assigned_at: now,
             expires_at: now.after(Duration::from_secs(3600)),
+            template: None,
         }
     }
 

@@ -6,8 +6,10 @@
 use super::Host;
 use super::actor::{Begin, Stop, phase_of_end};
 use super::bringup::{Context, TakenList, evidence};
-use super::record::{Changed, Ledger, Record};
+use super::record::{Changed, Ledger, Record, Saving};
 use super::teardown;
+use crate::clock::BootTime;
+use crate::guest::clock_ms;
 use crate::host::HostError;
 use crate::host::paths::SandboxPaths;
 use crate::machine::Exit;
@@ -39,6 +41,10 @@ pub async fn run(host: &Host, changed: &Changed) -> Result<Vec<Found>, HostError
     for id in host.state.list()? {
         let paths = host.state.sandbox(id);
         match read(&paths) {
+            // booted in order to be saved: nobody asked for it
+            Ok(Record { saving: Saving { builds: Some(_), .. }, .. }) => {
+                discard(host, id, &paths, "it was booted for a template").await;
+            }
             Ok(record) if record.assignment.id == id => {
                 known.insert(id);
                 found.push(one(host, changed, record, paths).await?);
@@ -56,15 +62,17 @@ pub async fn run(host: &Host, changed: &Changed) -> Result<Vec<Found>, HostError
 async fn one(
     host: &Host,
     changed: &Changed,
-    record: Record,
+    mut record: Record,
     paths: SandboxPaths,
 ) -> Result<Found, HostError> {
+    outlive_the_boot(host, &mut record, &paths);
     let id = record.assignment.id;
     let machine = match record.process {
         Some(process) if record.boot_id == *host.boot_id => host.machines.attach(id, &paths, process)?,
         _ => None,
     };
     let (phase, uid, process, boot_id) = (record.phase, record.uid, record.process, record.boot_id.clone());
+    let saved = record.saving.saved;
     // How much of its grace had passed is not known, so it gets little.
     let stop = record
         .cause
@@ -84,13 +92,17 @@ async fn one(
         return Ok(Found { context, begin: None, stop: None });
     }
     let begin = match machine {
+        // what was saved is whole: what is left of its machine goes
+        _ if saved && matches!(phase, Phase::Pausing | Phase::Paused) => Begin::Paused { resume: false },
+        Some(machine) if phase == Phase::Pausing => Begin::Pausing { machine },
+        None if saved && phase == Phase::Resuming && process.is_none() => Begin::Paused { resume: true },
         Some(machine) => {
             tracing::info!(sandbox = %id, %phase, "adopted");
-            Begin::Adopted { machine, ready: phase != Phase::Starting }
+            Begin::Adopted { machine, ready: !matches!(phase, Phase::Starting | Phase::Resuming) }
         }
         // It was on its way down, and came there: the order is its cause.
         None if let Some(stop) = &stop => Begin::Gone { phase: Phase::Stopped, cause: stop.cause.clone() },
-        None if process.is_none() && boot_id == *host.boot_id => {
+        None if phase == Phase::Starting && process.is_none() && boot_id == *host.boot_id => {
             tracing::info!(sandbox = %id, "begun anew: the earlier agent ended before there was a machine");
             Begin::Again
         }
@@ -100,6 +112,25 @@ async fn one(
         }
     };
     Ok(Found { context, begin: Some(begin), stop })
+}
+
+/// A paused sandbox is files alone, which a boot of the node does not touch: its record is made one of this boot.
+fn outlive_the_boot(host: &Host, record: &mut Record, paths: &SandboxPaths) {
+    let on_disk = matches!(record.phase, Phase::Pausing | Phase::Paused | Phase::Resuming);
+    let (true, true, Some(expires_ms)) = (on_disk, record.saving.saved, record.saving.expires_ms) else {
+        return;
+    };
+    if record.boot_id == *host.boot_id {
+        return;
+    }
+    tracing::info!(sandbox = %record.assignment.id, directory = %paths.saved().display(), "paused in an earlier boot");
+    record.boot_id = host.boot_id.to_string();
+    record.phase = Phase::Paused;
+    record.process = None;
+    // its own clock began anew; the wall clock is the only one that has counted the time between
+    let left = Duration::from_millis(expires_ms.saturating_sub(clock_ms()));
+    record.assignment.assigned_at = BootTime::now();
+    record.assignment.expires_at = record.assignment.assigned_at.after(left);
 }
 
 /// Why a machine is gone that nobody watched.

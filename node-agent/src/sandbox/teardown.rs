@@ -16,7 +16,20 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Undoes everything in `context.taken`. Returns what is left behind, as a sentence.
 pub async fn run(context: &Context, machine: Option<&Arc<dyn Machine>>) -> Result<(), String> {
-    while let Some(taken) = context.taken.last() {
+    all_but(context, machine, |_| false).await
+}
+
+/// Undoes all that a paused sandbox gives back: what it keeps is its disk, its uid, and its saved machine.
+pub async fn to_the_disk(context: &Context, machine: Option<&Arc<dyn Machine>>) -> Result<(), String> {
+    all_but(context, machine, |taken| matches!(taken, Taken::Uid(_) | Taken::Disk)).await
+}
+
+async fn all_but(
+    context: &Context,
+    machine: Option<&Arc<dyn Machine>>,
+    stays: fn(Taken) -> bool,
+) -> Result<(), String> {
+    while let Some(taken) = context.taken.last().filter(|taken| !stays(*taken)) {
         let mut pause = FIRST_PAUSE;
         let mut tries = 0;
         while let Err(error) = undo(context, machine, taken).await {
@@ -55,7 +68,10 @@ async fn undo(context: &Context, machine: Option<&Arc<dyn Machine>>, taken: Take
             host.cgroups.kill(id)?;
             host.cgroups.remove(id).await
         }
-        Taken::Disk => host.disks.remove(&paths.disk()),
+        Taken::Disk => {
+            host.disks.remove(&paths.disk())?;
+            paths.remove_saved()
+        }
         Taken::Uid(uid) => {
             host.uids.give_back(uid);
             Ok(())

@@ -19,10 +19,10 @@ use crate::relay::Relays;
 use crate::sandbox::actor::Stop;
 use crate::sandbox::record::Assignment;
 use backoff::Backoff;
-use pinfold_domain::{Cause, Epoch, Reason, SandboxId, Term};
-use pinfold_proto::api::v1::{Preparation, SnapshotState};
+use pinfold_domain::{Cause, Epoch, IdError, SandboxId, TemplateId, Term};
 use pinfold_proto::convert::sandbox::{cause_from_wire, cause_to_wire, report_to_wire};
-use pinfold_proto::convert::spec;
+use pinfold_proto::convert::snapshot::{snapshot_report_to_wire, template_report_to_wire};
+use pinfold_proto::convert::{WireError, spec};
 use pinfold_proto::limits::MESSAGE_BYTES;
 use pinfold_proto::node::v1 as wire;
 use pinfold_proto::node::v1::node_session_service_client::NodeSessionServiceClient;
@@ -30,6 +30,7 @@ use pinfold_proto::node::v1::session_request::Message as Say;
 use pinfold_proto::node::v1::session_response::Message as Order;
 use pinfold_service::CancellationToken;
 use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 use term::TermKeeper;
@@ -63,10 +64,6 @@ pub struct Session {
     pub registry: Arc<Registry>,
     pub relays: Arc<Relays>,
     pub term: TermKeeper,
-}
-
-fn no_saved_machines() -> Cause {
-    Cause::new(Reason::SnapshotFailed, "this node agent does not save machines")
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +135,15 @@ impl Session {
                     }
                     None
                 }
+                (snapshots, templates) = self.registry.host().catalog.next_changes() => {
+                    for report in snapshots {
+                        send(&say, Say::Snapshot(snapshot_report_to_wire(&report)), interval).await?;
+                    }
+                    for report in templates {
+                        send(&say, Say::Template(template_report_to_wire(&report)), interval).await?;
+                    }
+                    None
+                }
                 order = orders.message() => {
                     let order = order.map_err(|status| SessionError::Refused(said(&status)))?;
                     let order = order.ok_or_else(|| SessionError::Refused("its stream ended".to_owned()))?;
@@ -190,13 +196,26 @@ impl Session {
             kernels: images.kernels().into_iter().collect(),
             sandboxes: self.registry.reports().iter().map(report_to_wire).collect(),
             highest_term: self.term.highest().0,
-            ..wire::Register::default()
+            snapshots: self.snapshots(),
+            templates: self.templates(),
         }
     }
 
     fn heartbeat(&self) -> Say {
         let sandboxes = self.registry.reports().iter().map(report_to_wire).collect();
-        Say::Heartbeat(wire::Heartbeat { sandboxes, ..wire::Heartbeat::default() })
+        Say::Heartbeat(wire::Heartbeat {
+            sandboxes,
+            snapshots: self.snapshots(),
+            templates: self.templates(),
+        })
+    }
+
+    fn snapshots(&self) -> Vec<wire::SnapshotStatus> {
+        self.registry.host().catalog.snapshot_reports().iter().map(snapshot_report_to_wire).collect()
+    }
+
+    fn templates(&self) -> Vec<wire::TemplateStatus> {
+        self.registry.host().catalog.template_reports().iter().map(template_report_to_wire).collect()
     }
 
     /// Carries an order out, or says why not. Only a broken session is an error.
@@ -224,39 +243,42 @@ impl Session {
             }
             Some(Order::Pause(pause)) => {
                 let (id, epoch) = sandbox(&pause.sandbox_id, pause.epoch)?;
-                Ok(self.cannot(id, epoch, pause.order))
+                Ok((!self.registry.pause(id, epoch, pause.order)).then(|| self.heartbeat()))
             }
             Some(Order::Resume(resume)) => {
                 let (id, epoch) = sandbox(&resume.sandbox_id, resume.epoch)?;
-                Ok(self.cannot(id, epoch, resume.order))
+                Ok((!self.registry.resume(id, epoch, resume.order)).then(|| self.heartbeat()))
             }
-            Some(Order::TakeSnapshot(take)) => Ok(Some(Say::Snapshot(wire::SnapshotStatus {
-                snapshot_id: take.snapshot_id,
-                state: SnapshotState::Failed.into(),
-                cause: Some(cause_to_wire(&no_saved_machines())),
-                ..wire::SnapshotStatus::default()
-            }))),
-            Some(Order::PrepareTemplate(prepare)) => Ok(Some(Say::Template(wire::TemplateStatus {
-                template_id: prepare.template_id,
-                preparation: Preparation::Failed.into(),
-                cause: Some(cause_to_wire(&no_saved_machines())),
-                ..wire::TemplateStatus::default()
-            }))),
-            Some(Order::DropSnapshot(_) | Order::DropTemplate(_)) => Ok(Some(self.heartbeat())),
+            Some(Order::TakeSnapshot(take)) => {
+                let (id, epoch) = sandbox(&take.sandbox_id, take.epoch)?;
+                self.registry.take_snapshot(parsed(&take.snapshot_id)?, id, epoch);
+                Ok(None)
+            }
+            Some(Order::DropSnapshot(gone)) => {
+                self.registry.drop_snapshot(parsed(&gone.snapshot_id)?);
+                Ok(None)
+            }
+            Some(Order::PrepareTemplate(prepare)) => {
+                self.prepare(prepare)?;
+                Ok(None)
+            }
+            Some(Order::DropTemplate(gone)) => {
+                self.registry.drop_template(parsed(&gone.template_id)?);
+                Ok(None)
+            }
             Some(Order::Registered(_)) => Err(SessionError::Protocol("registered twice".to_owned())),
             None => Err(SessionError::Protocol("an order that this version does not know".to_owned())),
         }
     }
 
-    /// The sandbox as it is, with why an order is not carried out.
-    fn cannot(&self, id: SandboxId, epoch: Epoch, order: u64) -> Option<Say> {
-        let mut reports = self.registry.reports().into_iter();
-        let report = reports.find(|report| (report.sandbox_id, report.epoch) == (id, epoch));
-        let Some(mut report) = report else { return Some(self.heartbeat()) };
-        report.order = order;
-        report.sequence += 1;
-        report.cause = Some(no_saved_machines());
-        Some(Say::Status(report_to_wire(&report)))
+    /// A spec that this version cannot take is a failure of the template, which is told.
+    fn prepare(&self, prepare: wire::PrepareTemplate) -> Result<(), SessionError> {
+        let id = parsed(&prepare.template_id)?;
+        match spec::from_wire(prepare.spec) {
+            Ok(spec) => self.registry.prepare_template(id, spec),
+            Err(error) => self.registry.host().catalog.templates.refuse(id, error.into()),
+        }
+        Ok(())
     }
 
     fn assign(&self, assign: wire::Assign) -> Option<Say> {
@@ -277,9 +299,15 @@ impl Session {
         let checked = assign
             .sandbox_id
             .parse::<SandboxId>()
-            .map_err(|error| Cause::from(pinfold_proto::convert::WireError::from(error)))
-            .and_then(|id| Ok((id, spec::from_wire(assign.spec.clone())?)));
-        let (id, spec) = match checked {
+            .map_err(|error| Cause::from(WireError::from(error)))
+            .and_then(|id| {
+                let template = match assign.template_id.as_str() {
+                    "" => None,
+                    template => Some(template.parse::<TemplateId>().map_err(WireError::from)?),
+                };
+                Ok((id, spec::from_wire(assign.spec.clone())?, template))
+            });
+        let (id, spec, template) = match checked {
             Ok(checked) => checked,
             Err(cause) => return refuse(&cause),
         };
@@ -291,15 +319,18 @@ impl Session {
             spec,
             assigned_at,
             expires_at: assigned_at.after(Duration::from_millis(assign.ttl_ms)),
+            template,
         };
         self.registry.assign(assignment).err().and_then(|cause| refuse(&cause))
     }
 }
 
 fn sandbox(id: &str, epoch: u64) -> Result<(SandboxId, Epoch), SessionError> {
-    let id =
-        id.parse().map_err(|error: pinfold_domain::IdError| SessionError::Protocol(error.to_string()))?;
-    Ok((id, Epoch(epoch)))
+    Ok((parsed(id)?, Epoch(epoch)))
+}
+
+fn parsed<Id: FromStr<Err = IdError>>(id: &str) -> Result<Id, SessionError> {
+    id.parse().map_err(|error: IdError| SessionError::Protocol(error.to_string()))
 }
 
 async fn send(

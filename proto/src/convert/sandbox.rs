@@ -40,7 +40,7 @@ mirrored_enum!(
     Milestone,
     Milestone,
     "milestone",
-    [Accepted, Placed, Jailed, Booted, GuestReady, FirstByte, Stopped]
+    [Accepted, Placed, Jailed, Booted, Restored, Woken, GuestReady, FirstByte, Stopped]
 );
 mirrored_enum!(
     node_state_to_wire,

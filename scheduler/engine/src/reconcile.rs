@@ -146,7 +146,12 @@ fn milestones(state: &mut State, status: &NodeReport) {
     let Some(placed) = state.sandbox(status.sandbox_id).and_then(assignment::placed_at) else { return };
     for (milestone, since_us) in &status.milestones {
         match milestone {
-            Milestone::Jailed | Milestone::Booted | Milestone::GuestReady | Milestone::Stopped => {
+            Milestone::Jailed
+            | Milestone::Booted
+            | Milestone::Restored
+            | Milestone::Woken
+            | Milestone::GuestReady
+            | Milestone::Stopped => {
                 state.reach(status.sandbox_id, *milestone, placed.after(Millis(since_us / 1000)));
             }
             Milestone::Accepted | Milestone::Placed | Milestone::FirstByte => {}

@@ -1,9 +1,11 @@
 //! What a second agent makes of what the first one left: the records are real files, the host is the actor tests' fake.
 
 use super::*;
+use crate::host::snapshots::draft::Subject;
+use crate::host::snapshots::{Draft, FileIdentity};
 use crate::machine::ProcessRecord;
 use crate::registry::Registry;
-use crate::sandbox::actor::tests::{World, host};
+use crate::sandbox::fake_host::{World, host};
 use crate::sandbox::record::Assignment;
 use crate::sandbox::record::tests::{ID, assignment};
 use pinfold_domain::{Epoch, Resources};
@@ -162,4 +164,128 @@ async fn what_cannot_be_read_is_removed() {
         assert_eq!(left.world.held(), ["disk"]);
         assert!(left.host.state.list().unwrap().is_empty());
     }
+}
+
+/// A sandbox of another phase than Running, whose machine is saved if `saved`.
+fn saving(held: &[&str], phase: Phase, saved: bool, change: impl FnOnce(&mut Record)) -> Left {
+    let left = left(held, |record| {
+        record.phase = phase;
+        record.saving.saved = saved;
+        record.order = 7;
+        record.saving.generation = Some("a generation".into());
+        record.saving.expires_ms = Some(crate::guest::clock_ms() + 1_000_000);
+        change(record);
+    });
+    if saved {
+        let paths = left.host.state.sandbox(ID.parse().unwrap());
+        let spec = assignment(3).spec;
+        let draft = Draft::begin(paths.saved(), false).unwrap();
+        let (mut state, memory) = draft.files().unwrap();
+        std::io::Write::write_all(&mut state, b"state").unwrap();
+        memory.set_len(spec.resources.memory_bytes).unwrap();
+        let image = FileIdentity::of("base", &left.host.images.root_image("base").unwrap()).unwrap();
+        let subject = Subject { tenant: "default".into(), source: ID.into(), spec, image };
+        draft.publish(&subject).unwrap();
+    }
+    left
+}
+
+impl Left {
+    async fn ends(&self, registry: &Registry) {
+        let stop = Stop { cause: Cause::new(Reason::DeleteRequested, "asked"), grace: Duration::ZERO };
+        assert!(registry.stop(ID.parse().unwrap(), Epoch(3), stop));
+        self.report(registry, Phase::Stopped).await.unwrap();
+        self.nothing_is_left();
+        assert!(!self.host.state.sandbox(ID.parse().unwrap()).saved().exists());
+    }
+
+    fn log(&self) -> String {
+        self.world.log.lock().unwrap().join(" ")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_sandbox_is_taken_up_without_a_process_and_resumed() {
+    let left = saving(&["disk"], Phase::Paused, true, |record| record.process = None);
+    let registry = left.recovered().await;
+    let report = left.report(&registry, Phase::Paused).await.unwrap();
+    assert_eq!((report.epoch, report.order), (Epoch(3), 7));
+    assert!(registry.resume(ID.parse().unwrap(), Epoch(3), 8));
+    left.report(&registry, Phase::Running).await.unwrap();
+    assert!(left.log().ends_with("+cgroup +machine restored resumed woken anew"), "{}", left.log());
+    left.ends(&registry).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_is_finished_by_the_next_agent() {
+    // all was on the disk, and the machine had not ended yet
+    let left = saving(&ALL, Phase::Pausing, true, |_| {});
+    let registry = left.recovered().await;
+    left.report(&registry, Phase::Paused).await.unwrap();
+    assert_eq!(left.world.held(), ["disk"]);
+    left.ends(&registry).await;
+    // the machine stood still and nothing was on the disk: it is saved anew
+    let left = saving(&ALL, Phase::Pausing, false, |record| record.saving.suspended = true);
+    let registry = left.recovered().await;
+    left.report(&registry, Phase::Paused).await.unwrap();
+    assert!(left.log().contains("resumed suspended paused saved"), "{}", left.log());
+    left.ends(&registry).await;
+    // the machine is gone and nothing was on the disk
+    let left = saving(&ALL[..2], Phase::Pausing, false, |_| {});
+    let registry = left.recovered().await;
+    left.report(&registry, Phase::Failed).await.unwrap();
+    left.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resume_is_finished_by_the_next_agent() {
+    // no guest has run: from the beginning
+    let left = saving(&["disk", "cgroup"], Phase::Resuming, true, |record| record.process = None);
+    let registry = left.recovered().await;
+    left.report(&registry, Phase::Running).await.unwrap();
+    assert!(left.log().ends_with("-cgroup +cgroup +machine restored resumed woken anew"), "{}", left.log());
+    left.ends(&registry).await;
+    // the machine is there: its guest is woken, as the same one
+    let left = saving(&ALL, Phase::Resuming, true, |_| {});
+    let registry = left.recovered().await;
+    left.report(&registry, Phase::Running).await.unwrap();
+    assert!(left.log().ends_with("resumed woken anew"), "{}", left.log());
+    left.ends(&registry).await;
+    // it has run, and is gone: its files are of an older instant
+    let left = saving(&ALL[..2], Phase::Resuming, false, |_| {});
+    let registry = left.recovered().await;
+    left.report(&registry, Phase::Failed).await.unwrap();
+    left.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_an_earlier_agent_left_standing_still_is_woken() {
+    let left = left(&ALL, |record| record.saving.suspended = true);
+    let registry = left.recovered().await;
+    while !left.log().contains("resumed woken") {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    left.report(&registry, Phase::Running).await.unwrap();
+    left.ends(&registry).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_sandbox_outlives_the_boot_with_the_time_that_is_left() {
+    let left = saving(&["disk"], Phase::Paused, true, |record| {
+        record.boot_id = "earlier".into();
+        record.saving.expires_ms = Some(crate::guest::clock_ms() + 500_000);
+    });
+    let registry = left.recovered().await;
+    left.report(&registry, Phase::Paused).await.unwrap();
+    let expires = registry.ledger(ID.parse().unwrap()).unwrap().assignment().expires_at.remaining();
+    assert!((490..=500).contains(&expires.as_secs()), "{expires:?}");
+    left.ends(&registry).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_booted_for_a_template_goes() {
+    let left = left(&ALL, |record| record.saving.builds = Some(ID.parse().unwrap()));
+    let registry = left.recovered().await;
+    assert!(registry.reports().is_empty() && left.host.state.list().unwrap().is_empty());
+    assert_eq!(left.world.held(), ["disk"], "a file of the directory that goes as a whole");
 }

@@ -1,0 +1,117 @@
+//! From a machine that runs to its files.
+//!
+//! ```text
+//!   guest: stand still --> VMM: pause --> state, memory, copy of the disk --> (go on) --> on the disk, named
+//!      \______________________________________________________________________/
+//!                   what fails here is undone by [`go_on`]
+//! ```
+//!
+//! Invariant: nothing of the machine runs and nothing of it is in flight while its memory and its disk are copied, so all
+//! of it is of one instant. That the guest may stand still is in the record first: whoever finds the record wakes it.
+
+use super::bringup::{Context, host_cause, image_cause, or_exit};
+use super::restore;
+use crate::host::blocking;
+use crate::host::snapshots::draft::Subject;
+use crate::host::snapshots::{Draft, FileIdentity, Saved};
+use crate::machine::Machine;
+use pinfold_domain::{Cause, Reason};
+use std::sync::Arc;
+use tokio::sync::SemaphorePermit;
+
+/// A machine that stands still, and what was copied of it.
+pub struct Copied {
+    draft: Draft,
+    subject: Subject,
+}
+
+/// Why it was not saved.
+pub enum Failure {
+    /// the machine is gone
+    Ended(Cause),
+    /// it is there, and may stand still
+    Failed(Cause),
+}
+
+/// Waits for its turn: few machines are saved at once.
+pub async fn turn(context: &Context) -> SemaphorePermit<'_> {
+    context.host.catalog.saving.acquire().await.expect("nobody closes the semaphore")
+}
+
+/// Makes the machine stand still and copies it into `draft`, with its disk if `has_disk`. It stands still when this
+/// returns, whatever it returns.
+pub async fn copy(
+    context: &Context,
+    machine: &Arc<dyn Machine>,
+    draft: Draft,
+    has_disk: bool,
+) -> Result<Copied, Failure> {
+    let Context { host, ledger, .. } = context;
+    let subject = subject(context).map_err(Failure::Failed)?;
+    let (state, memory) = draft.files().map_err(|error| Failure::Failed(host_cause(error)))?;
+    let failed = |step: &str, why: String| Cause::new(Reason::SnapshotFailed, format!("{step}: {why}"));
+    ledger.note(false, |saving| saving.suspended = true);
+    let all = async {
+        let suspended = host.guests.suspend(ledger.paths()).await;
+        suspended.map_err(|error| failed("the guest does not stand still", error.to_string()))?;
+        let paused = machine.pause().await;
+        paused.map_err(|error| failed("the machine cannot be paused", error.to_string()))?;
+        let (disk, target) = (ledger.paths().disk(), draft.disk());
+        let disk = async {
+            if has_disk {
+                let copied = host.disks.copy(&disk, &target).await;
+                let copied = copied.map_err(|error| failed("the disk", error.sentence()))?;
+                tracing::info!(sandbox = %ledger.assignment().id, method = ?copied.method,
+                    copied_bytes = copied.copied_bytes, took_us = copied.took.as_micros(), "a disk was copied");
+            }
+            Ok(())
+        };
+        // both to their ends: an answer that nobody waits for would hold up the next request
+        let (disk, taken) = tokio::join!(disk, machine.save(&state, &memory, host.catalog.key()));
+        let taken = taken.map_err(|error| failed("the machine", error.to_string()))?;
+        tracing::info!(sandbox = %ledger.assignment().id, state_bytes = taken.state_bytes,
+            memory_bytes = taken.memory_data_bytes, took_us = taken.took_us, "a machine was saved");
+        disk
+    };
+    match or_exit(context, machine, all).await {
+        Err(ended) => Err(Failure::Ended(ended)),
+        Ok(Err(cause)) => Err(Failure::Failed(cause)),
+        Ok(Ok(())) => Ok(Copied { draft, subject }),
+    }
+}
+
+/// After a copy, or after one that failed: the machine and its guest go on where they stood.
+pub async fn go_on(context: &Context, machine: &Arc<dyn Machine>) -> Result<(), Cause> {
+    let went_on = or_exit(context, machine, async {
+        machine.resume().await.map_err(|error| error.to_string())?;
+        let request = restore::wake_request(context, None).map_err(|cause| cause.message)?;
+        context.host.guests.wake(context.ledger.paths(), request).await.map_err(|error| error.to_string())
+    });
+    match went_on.await? {
+        Ok(()) => {
+            context.ledger.note(false, |saving| saving.suspended = false);
+            Ok(())
+        }
+        Err(why) => {
+            let message = format!("it does not go on after it was saved: {why}");
+            Err(Cause::new(Reason::GuestUnresponsive, message))
+        }
+    }
+}
+
+impl Copied {
+    /// Brings the files to the disk and gives them their name.
+    pub async fn publish(self) -> Result<Saved, Cause> {
+        let Self { draft, subject } = self;
+        let published = blocking(move || draft.publish(&subject)).await;
+        published.map_err(|error| Cause::new(Reason::SnapshotFailed, error.sentence()))
+    }
+}
+
+fn subject(context: &Context) -> Result<Subject, Cause> {
+    let assignment = context.ledger.assignment();
+    let image = context.host.images.root_image(&assignment.spec.image).map_err(image_cause)?;
+    let image = FileIdentity::of(&assignment.spec.image, &image).map_err(host_cause)?;
+    let source = assignment.id.to_string();
+    Ok(Subject { tenant: assignment.tenant, source, spec: assignment.spec, image })
+}
