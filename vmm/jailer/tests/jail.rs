@@ -5,11 +5,14 @@
 //! was skipped.
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::stat::{self, Mode, SFlag};
+use nix::unistd::mkfifo;
 use pinfold_vmm_api::jail::{JailConfig, JailLimits, JailOutcome, PassedFd};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -149,7 +152,15 @@ fn the_kernel_says_so(pid: u32, proc: &Path) {
     assert_eq!(field(&limits, "Max open files"), "32 32 files");
     assert_eq!(field(&limits, "Max file size"), "12345678 12345678 bytes");
     assert_eq!(field(&limits, "Max core file size"), "0 0 bytes");
-    for namespace in ["mnt", "pid", "net", "ipc", "uts"] {
+    assert_eq!(field(&limits, "Max stack size"), "8388608 8388608 bytes");
+    assert_eq!(field(&limits, "Max processes"), "64 64 processes");
+    assert_eq!(field(&limits, "Max locked memory"), "0 0 bytes");
+    assert_eq!(field(&limits, "Max msgqueue size"), "0 0 bytes");
+    assert_eq!(field(&limits, "Max pending signals"), "1024 1024 signals");
+    let spaces = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(spaces(read("uid_map")), format!("{UID} {UID} 1"));
+    assert_eq!(spaces(read("gid_map")), format!("{GID} {GID} 1"));
+    for namespace in ["mnt", "pid", "net", "ipc", "uts", "cgroup", "user"] {
         let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).expect(namespace);
         assert_ne!(of(&pid.to_string()), of("self"), "{namespace}");
     }
@@ -211,6 +222,100 @@ fn the_vmm_is_confined() {
         assert!(Instant::now() < deadline, "the probe does not end");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Runs the probe to its end in the jail as it is now; what it said.
+fn probed(bench: &Bench) -> String {
+    let probe = bench.probe();
+    let (mut said, says) = std::io::pipe().expect("a pipe");
+    let says = File::from(std::os::fd::OwnedFd::from(says));
+    let null = File::open("/dev/null").expect("null");
+    let config = bench.config(&probe, &[(&says, 3), (&null, 4)]);
+    let output = bench.run(&config, &[&probe, &says, &null]);
+    assert!(matches!(outcome(&output), JailOutcome::Pid(_)), "{output:?}");
+    drop(says);
+    let mut text = String::new();
+    said.read_to_string(&mut text).expect("the probe speaks");
+    text
+}
+
+/// Whatever somebody has put into the jail's root beforehand: it leads nowhere.
+#[test]
+fn what_was_planted_in_the_jail_leads_nowhere() {
+    let Some(bench) = Bench::new("planted") else { return };
+    let root = bench.path("root");
+    let secret = bench.path("secret");
+    fs::write(&secret, "of the host").expect("a secret");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("root's alone");
+    fs::hard_link(&secret, root.join("hard-link")).expect("a hard link");
+    symlink("/etc/passwd", root.join("link-absolute")).expect("a link");
+    symlink("../secret", root.join("link-relative")).expect("a link");
+    symlink("/proc/self/root/etc/passwd", root.join("link-magic")).expect("a link");
+    mkfifo(&root.join("fifo"), Mode::S_IRUSR).expect("a FIFO");
+    let listener = UnixListener::bind(bench.path("service")).expect("a socket of the host");
+    symlink("../service", root.join("link-socket")).expect("a link");
+    let _own = UnixListener::bind(root.join("socket")).expect("a socket");
+    let device = stat::makedev(1, 3);
+    stat::mknod(&root.join("device"), SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), device)
+        .expect("a device");
+    fs::copy("/bin/true", root.join("setuid")).expect("a program");
+    fs::set_permissions(root.join("setuid"), fs::Permissions::from_mode(0o4755)).expect("setuid");
+
+    let text = probed(&bench);
+    let refused = |what: &str, error: i32| {
+        assert_eq!(field(&text, &format!("{what} ")), format!("Err(Some({error}))"), "{what}\n{text}");
+    };
+    refused("opened hard-link", libc::EACCES);
+    for link in ["link-absolute", "link-relative", "link-magic", "link-socket"] {
+        refused(&format!("opened {link}"), libc::ENOENT);
+        refused(&format!("connected {link}"), libc::ENOENT);
+    }
+    refused("opened fifo", libc::EACCES);
+    refused("opened socket", libc::ENXIO);
+    // it belongs to root, and only its owner may connect
+    refused("connected socket", libc::EACCES);
+    refused("opened device", libc::EACCES);
+    for entry in ["setuid", "hard-link", "link-absolute", "device"] {
+        let run = field(&text, &format!("run {entry} "));
+        assert!(run.starts_with("Err("), "{entry}: {run}");
+    }
+    listener.set_nonblocking(true).expect("a flag");
+    assert!(listener.accept().is_err(), "somebody reached the host's service");
+    assert_eq!(fs::read_to_string(&secret).expect("the secret"), "of the host");
+}
+
+/// Nor does what stands in the place of the root or the cgroup, and nothing waits for a writer.
+#[test]
+fn what_was_planted_in_place_of_the_jail_is_refused() {
+    let Some(bench) = Bench::new("replaced") else { return };
+    let executable = File::open("/bin/true").expect("a program");
+    mkfifo(&bench.path("fifo"), Mode::S_IRUSR).expect("a FIFO");
+    let _listener = UnixListener::bind(bench.path("socket")).expect("a socket");
+    fs::write(bench.path("file"), "").expect("a file");
+    for (planted, word) in
+        [("fifo", "ENOTDIR"), ("socket", "ENOTDIR"), ("file", "ENOTDIR"), ("none", "ENOENT")]
+    {
+        let path = bench.path(planted).to_str().expect("UTF-8").to_owned();
+        let mut config = bench.config(&executable, &[]);
+        config.root = path.clone();
+        let text = error(&bench.run(&config, &[&executable]));
+        assert!(text.contains("open the jail's root") && text.contains(word), "{text}");
+        let mut config = bench.config(&executable, &[]);
+        config.cgroup = path;
+        let text = error(&bench.run(&config, &[&executable]));
+        assert!(text.contains("open the cgroup directory") && text.contains(word), "{text}");
+    }
+    let mut config = bench.config(&executable, &[]);
+    config.root = format!("/proc/self/root{}", bench.path("root").to_str().expect("UTF-8"));
+    let text = error(&bench.run(&config, &[&executable]));
+    assert!(text.contains("open the jail's root") && text.contains("ELOOP"), "{text}");
+    // a directory that has the file, and is no cgroup
+    fs::create_dir(bench.path("cgroup")).expect("a directory");
+    symlink(bench.cgroup.join("cgroup.procs"), bench.path("cgroup/cgroup.procs")).expect("a link");
+    let mut config = bench.config(&executable, &[]);
+    config.cgroup = bench.path("cgroup").to_str().expect("UTF-8").to_owned();
+    let text = error(&bench.run(&config, &[&executable]));
+    assert!(text.contains("not on a cgroup v2 file system"), "{text}");
 }
 
 #[test]

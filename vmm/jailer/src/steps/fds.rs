@@ -1,4 +1,4 @@
-//! Step 6: exactly the passed descriptors stay open.
+//! Step 8: exactly the passed descriptors stay open.
 //!
 //! Sources and targets may overlap, so everything that stays is first duplicated above the highest target, close on
 //! exec, and only then put in its place. What lies between is closed by ranges, so nothing has to be listed.
@@ -21,7 +21,7 @@ pub fn open_null() -> Result<ManuallyDrop<OwnedFd>, JailError> {
 
 /// A file that does not close its descriptor.
 pub fn borrow_file(number: RawFd) -> ManuallyDrop<File> {
-    // SAFETY: the callers pass the report pipe, which stays open until exec or exit; it is not closed here.
+    // SAFETY: the callers pass the report socket, which stays open until exec or exit; it is not closed here.
     ManuallyDrop::new(unsafe { File::from_raw_fd(number) })
 }
 
@@ -34,7 +34,7 @@ pub fn keep_only(
     report: &mut RawFd,
 ) -> Result<RawFd, JailError> {
     let ceiling = passed.iter().map(|fd| fd.target).max().unwrap_or(2).max(2) + 1;
-    *report = lift(*report, ceiling).act("move the report pipe")?;
+    *report = lift(*report, ceiling).act("move the report socket")?;
     let executable = lift(executable, ceiling).act("move the executable's descriptor")?;
     let null = lift(null.as_raw_fd(), ceiling).act("move /dev/null")?;
     let mut placed: Vec<(RawFd, RawFd)> = (0..3).map(|stream| (null, stream)).collect();

@@ -1,4 +1,4 @@
-//! Steps 9 and 10: capabilities, groups and ids go, and the process looks whether they are gone.
+//! Steps 11 and 12: capabilities, groups and ids go, and the process looks whether they are gone.
 
 use crate::jail::{Act, JailError};
 use nix::errno::Errno;
@@ -25,6 +25,20 @@ struct CapabilityData {
     inheritable: u32,
 }
 
+// linux/securebits.h: a bit, and above it the lock of the bit
+const NO_ROOT: libc::c_ulong = 1 << 0 | 1 << 1;
+const ID_CHANGE_CLEARS: libc::c_ulong = 1 << 3;
+const KEEPS_NOTHING: libc::c_ulong = 1 << 5;
+const NO_AMBIENT: libc::c_ulong = 1 << 6 | 1 << 7;
+
+/// Uid 0 gives no capability on exec, a change of ids clears them all, and this stays so.
+pub fn lock_securebits() -> Result<(), JailError> {
+    let bits = NO_ROOT | ID_CHANGE_CLEARS | KEEPS_NOTHING | NO_AMBIENT;
+    // SAFETY: PR_SET_SECUREBITS takes one number.
+    let result = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits, 0, 0, 0) };
+    Errno::result(result).map(drop).act("lock the securebits")
+}
+
 /// No exec can ever gain a capability again. The kernel ends the list with EINVAL.
 pub fn drop_bounding_set() -> Result<(), JailError> {
     for capability in 0..CAPABILITY_BITS {
@@ -40,9 +54,13 @@ pub fn drop_bounding_set() -> Result<(), JailError> {
     Errno::result(cleared).map(drop).act("clear the ambient capabilities")
 }
 
-/// Groups first, then gid, then uid: each needs a privilege that the next one gives up.
+/// Before the user namespace: in it no group but one exists.
+pub fn leave_groups() -> Result<(), JailError> {
+    setgroups(&[]).act("leave all groups")
+}
+
+/// The gid first: it needs a privilege that the change of the uid gives up.
 pub fn become_user(uid: u32, gid: u32) -> Result<(), JailError> {
-    setgroups(&[]).act("leave all groups")?;
     let gid = Gid::from_raw(gid);
     setresgid(gid, gid, gid).act("change the gid")?;
     let uid = Uid::from_raw(uid);

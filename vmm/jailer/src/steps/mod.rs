@@ -5,6 +5,7 @@ pub mod fds;
 pub mod identity;
 pub mod process;
 pub mod root;
+pub mod user;
 
 use crate::jail::{Act, JailError};
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
