@@ -154,7 +154,7 @@ fn the_kernel_says_so(pid: u32, proc: &Path) {
     assert_eq!(field(&limits, "Max core file size"), "0 0 bytes");
     assert_eq!(field(&limits, "Max stack size"), "8388608 8388608 bytes");
     assert_eq!(field(&limits, "Max processes"), "64 64 processes");
-    assert_eq!(field(&limits, "Max locked memory"), "0 0 bytes");
+    assert_eq!(field(&limits, "Max locked memory"), "1048576 1048576 bytes");
     assert_eq!(field(&limits, "Max msgqueue size"), "0 0 bytes");
     assert_eq!(field(&limits, "Max pending signals"), "1024 1024 signals");
     let spaces = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -15,6 +15,8 @@ use std::os::fd::{BorrowedFd, RawFd};
 const STACK_BYTES: u64 = 8 << 20;
 /// RLIMIT_NPROC: 32 vCPUs, the device thread, the kernel's own threads for KVM and io_uring.
 const THREADS_MAX: u64 = 64;
+/// RLIMIT_MEMLOCK: the queues of an io_uring for each disk are counted against it.
+const LOCKED_BYTES_MAX: u64 = 1 << 20;
 /// RLIMIT_SIGPENDING
 const SIGNALS_MAX: u64 = 1024;
 
@@ -64,7 +66,7 @@ pub fn set_counted_limits() -> Result<(), JailError> {
     set(&[
         (Resource::RLIMIT_NPROC, THREADS_MAX),
         (Resource::RLIMIT_SIGPENDING, SIGNALS_MAX),
-        (Resource::RLIMIT_MEMLOCK, 0),
+        (Resource::RLIMIT_MEMLOCK, LOCKED_BYTES_MAX),
         (Resource::RLIMIT_MSGQUEUE, 0),
     ])
 }
