@@ -14,6 +14,7 @@ const PACKAGES: &[&str] = &[
     "mmdebstrap",      // root file system of the guest
     "erofs-utils",     // its read-only image
     "e2fsprogs",       // disks of the virtual node, and mke2fs in it
+    "xfsprogs",        // the virtual node's scratch disk shares blocks between files
     "busybox-static",  // user space of the virtual node
     "kmod",            // which kernel module needs which
     "cpio",            // the tests read our archives with it

@@ -91,7 +91,8 @@ impl Record {
         let with_file = disk_bytes.saturating_add(memory_bytes);
         match self.phase {
             Phase::Paused => Resources { disk_bytes: with_file, ..Resources::default() },
-            _ if self.saving.has_memory_file => {
+            // it comes to have one while it is paused for the first time
+            phase if self.saving.has_memory_file || phase == Phase::Pausing => {
                 Resources { disk_bytes: with_file, ..self.assignment.spec.resources }
             }
             _ => self.assignment.spec.resources,

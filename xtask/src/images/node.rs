@@ -22,6 +22,7 @@ const MODULES: &[&str] = &[
     "kvm-intel",
     "overlay",
     "erofs",
+    "xfs",
     "loop",
     "tun",
     "nf_tables",
@@ -47,12 +48,16 @@ fn initrd(workspace: &Workspace, kernel: &StockKernel, path: &Path) -> Result<()
     let binaries: Vec<PathBuf> = BINARIES.iter().map(|name| workspace.binaries().join(name)).collect();
     let busybox = command::find("busybox").context("busybox is missing (package busybox-static)")?;
     let mke2fs = command::find("mke2fs").context("mke2fs is missing (package e2fsprogs)")?;
-    let libraries = shared_libraries(&mke2fs)?;
+    let mkfs_xfs = command::find("mkfs.xfs").context("mkfs.xfs is missing (package xfsprogs)")?;
+    let mut libraries = shared_libraries(&mke2fs)?;
+    libraries.extend(shared_libraries(&mkfs_xfs)?);
+    libraries.sort();
+    libraries.dedup();
     let inputs = scripts
         .iter()
         .map(|(_, source)| source)
         .chain(&binaries)
-        .chain([&busybox, &mke2fs])
+        .chain([&busybox, &mke2fs, &mkfs_xfs])
         .chain(&libraries);
     let key = Key::new(1)
         .with("kernel", &kernel.version)
@@ -74,6 +79,7 @@ fn initrd(workspace: &Workspace, kernel: &StockKernel, path: &Path) -> Result<()
         archive.host_file("bin/busybox", 0o755, &busybox)?;
         archive.host_file("sbin/mke2fs", 0o755, &mke2fs)?;
         archive.symlink("sbin/mkfs.ext4", "mke2fs")?;
+        archive.host_file("sbin/mkfs.xfs", 0o755, &mkfs_xfs)?;
         for library in &libraries {
             let name = library.strip_prefix("/")?.to_string_lossy().into_owned();
             archive.host_file(&name, 0o755, library)?;
