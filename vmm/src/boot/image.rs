@@ -129,7 +129,8 @@ impl<'a> MappedImage<'a> {
     fn whole_pages(&self, to: u64, bytes: u64) -> Option<(u64, u64)> {
         let position = self.image.position;
         let available = bytes.min(self.image.bytes.saturating_sub(position));
-        let head = position.next_multiple_of(PAGE_BYTES) - position;
+        // bytes to the next page boundary; a position near the end of all numbers has none above it
+        let head = position.wrapping_neg() % PAGE_BYTES;
         let whole = available.saturating_sub(head) & !(PAGE_BYTES - 1);
         (to % PAGE_BYTES == position % PAGE_BYTES && whole >= MAPPED_BYTES_MIN).then_some((head, whole))
     }

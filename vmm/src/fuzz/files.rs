@@ -10,7 +10,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY_BYTES: u64 = limits::MIN_MEMORY_MIB << 20;
 
-/// The first byte says how the rest is dressed: as it is, with an ELF or a bzImage magic in its place.
+/// The first byte says how the rest is dressed (as it is, with an ELF or a bzImage magic in its place) and, by its upper
+/// bits, whether there is an initramfs and whether the kernel is mapped.
 pub fn kernel(data: &[u8]) {
     let Some((first, rest)) = data.split_first() else { return };
     let mut file = rest.to_vec();
@@ -28,7 +29,7 @@ pub fn kernel(data: &[u8]) {
         kernel: &kernel,
         initrd: (first & 0x80 != 0).then_some(&initrd),
         command_line: "quiet",
-        map_kernel: true,
+        map_kernel: first & 0x40 != 0,
         rsdp: layout::ACPI_TABLES,
     };
     let _ = boot::load(&memory, MEMORY_BYTES, &source);
