@@ -18,6 +18,8 @@ pub mod limits {
     pub const START_TIMEOUT_SECONDS: (u64, u64) = (1, 3600);
     /// labels of a sandbox, and placement labels
     pub const LABELS: usize = 32;
+    /// sandboxes of one fork
+    pub const FORKS: usize = 64;
     pub const LABEL_BYTES: usize = 63;
     pub const ENVIRONMENT_VARIABLES: usize = 256;
     /// names and values together

@@ -7,6 +7,8 @@ use crate::api::files::FileApi;
 use crate::api::guest::Guests;
 use crate::api::nodes::FleetApi;
 use crate::api::sandboxes::SandboxApi;
+use crate::api::snapshots::SnapshotApi;
+use crate::api::templates::TemplateApi;
 use crate::config::SchedulerConfig;
 use crate::driver::{Driver, DriverHandle, now};
 use crate::effects::Executor;
@@ -122,12 +124,20 @@ fn services(
         Arc::new(Relays::new(Arc::clone(sessions), tasks.clone(), config.relay.clone(), &config.nodes));
     let guests = Guests { view: Arc::clone(view), relays: Arc::clone(&relays) };
     let call_timeout = Duration::from_millis(config.server.call_timeout_ms);
+    let watches = Arc::new(Semaphore::new(config.server.watches));
     Services {
+        snapshots: SnapshotApi {
+            view: Arc::clone(view),
+            driver: driver.clone(),
+            watches: Arc::clone(&watches),
+            call_timeout,
+        },
+        templates: TemplateApi { driver: driver.clone(), call_timeout },
         sandboxes: SandboxApi {
             view: Arc::clone(view),
             driver: driver.clone(),
             guests: guests.clone(),
-            watches: Arc::new(Semaphore::new(config.server.watches)),
+            watches,
             call_timeout,
             shutdown: tasks.shutdown(),
         },

@@ -9,112 +9,57 @@
 //! Invariant: nothing that a step asks for is done before all changes of its batch are durable. When a commit fails the
 //! engine is ahead of the store: the callers of that batch are told, and the process ends, to begin again from the store.
 
+mod handle;
+
+pub use handle::{DriverHandle, ForkOrder};
+
 use crate::config::DriverConfig;
 use crate::effects::{Executor, Pending};
 use crate::store::writer::Writer;
 use anyhow::Context;
-use pinfold_domain::{
-    Cause, Explanation, Millis, Node, NodeId, Reason, RequestId, Sandbox, SandboxId, SandboxSpec, TenantId,
-    Timestamp,
-};
-use pinfold_engine::{CallId, Change, Effect, Engine, Event, Rejection};
+use pinfold_domain::{Cause, Explanation, Node, NodeId, Reason, SandboxId, TenantId, Timestamp};
+use pinfold_engine::{Answered, CallId, Change, Effect, Engine, Event, Rejection, TemplateStatus};
 use pinfold_service::CancellationToken;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, oneshot};
 
 /// What a call is answered with.
-pub type Answer = Result<Box<Sandbox>, Rejection>;
+pub type Answer = Result<Answered, Rejection>;
 
 /// What the driver takes in.
 pub enum Input {
     /// an event that is answered
-    Call { call: CallId, event: Event, answer: oneshot::Sender<Answer> },
+    Call {
+        call: CallId,
+        event: Event,
+        answer: oneshot::Sender<Answer>,
+    },
     /// an event that is not
     Event(Event),
     /// nodes in the order of their names
-    ListNodes { after: Option<NodeId>, limit: usize, answer: oneshot::Sender<Vec<Node>> },
+    ListNodes {
+        after: Option<NodeId>,
+        limit: usize,
+        answer: oneshot::Sender<Vec<Node>>,
+    },
     /// why a sandbox waits, by the fleet of this moment
-    Explain { sandbox_id: SandboxId, answer: oneshot::Sender<Option<Explanation>> },
-}
-
-/// Puts things into the inbox. Cheap to clone.
-#[derive(Clone)]
-pub struct DriverHandle {
-    inbox: mpsc::Sender<Input>,
-    next_call: Arc<AtomicU64>,
-    wait: Duration,
-}
-
-impl DriverHandle {
-    pub async fn create(
-        &self,
+    Explain {
+        sandbox_id: SandboxId,
+        answer: oneshot::Sender<Option<Explanation>>,
+    },
+    /// templates in the order of their names, with how far the fleet is with each
+    ListTemplates {
         tenant: TenantId,
-        request_id: RequestId,
-        spec: SandboxSpec,
-    ) -> Result<Box<Sandbox>, Rejection> {
-        let sandbox_id = SandboxId(uuid::Uuid::now_v7());
-        let spec = Box::new(spec);
-        self.call(|call| Event::Create { call, tenant, request_id, sandbox_id, spec }).await
-    }
-
-    pub async fn stop(&self, request_id: RequestId, sandbox_id: SandboxId, grace: Millis) -> Answer {
-        self.call(|call| Event::Stop { call, request_id, sandbox_id, grace }).await
-    }
-
-    pub async fn delete(&self, request_id: RequestId, sandbox_id: SandboxId) -> Answer {
-        self.call(|call| Event::Delete { call, request_id, sandbox_id }).await
-    }
-
-    pub async fn list_nodes(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<Node>, Cause> {
-        let (answer, nodes) = oneshot::channel();
-        self.put(Input::ListNodes { after, limit, answer }).await?;
-        nodes.await.map_err(|_| gone())
-    }
-
-    /// `None` when it does not wait.
-    pub async fn explain(&self, sandbox_id: SandboxId) -> Result<Option<Explanation>, Cause> {
-        let (answer, explanation) = oneshot::channel();
-        self.put(Input::Explain { sandbox_id, answer }).await?;
-        explanation.await.map_err(|_| gone())
-    }
-
-    /// For what nodes say: waits for room as long as it takes, so that a node is slowed down and nothing is lost.
-    pub async fn tell(&self, event: Event) -> Result<(), Cause> {
-        self.inbox.send(Input::Event(event)).await.map_err(|_| gone())
-    }
-
-    /// For what may be lost when the inbox is full.
-    pub fn hint(&self, event: Event) {
-        let _ = self.inbox.try_send(Input::Event(event));
-    }
-
-    async fn call(&self, event: impl FnOnce(CallId) -> Event) -> Answer {
-        let call = CallId(self.next_call.fetch_add(1, Ordering::Relaxed));
-        let (answer, outcome) = oneshot::channel();
-        let rejected = |cause| Rejection { cause, explanation: None };
-        self.put(Input::Call { call, event: event(call), answer }).await.map_err(rejected)?;
-        outcome.await.map_err(|_| rejected(gone()))?
-    }
-
-    async fn put(&self, input: Input) -> Result<(), Cause> {
-        self.inbox.send_timeout(input, self.wait).await.map_err(|error| match error {
-            SendTimeoutError::Closed(_) => gone(),
-            SendTimeoutError::Timeout(_) => {
-                let message = format!(
-                    "{} calls wait for the scheduler, which is its limit: try again later",
-                    self.inbox.max_capacity()
-                );
-                Cause::new(Reason::QueueFull, message)
-            }
-        })
-    }
-}
-
-fn gone() -> Cause {
-    Cause::new(Reason::StoreUnavailable, "the scheduler is shutting down")
+        after: Option<String>,
+        limit: usize,
+        answer: oneshot::Sender<Vec<TemplateStatus>>,
+    },
+    GetTemplate {
+        tenant: TenantId,
+        name: String,
+        answer: oneshot::Sender<Option<TemplateStatus>>,
+    },
 }
 
 /// The engine and all that carries out what it asks for.
@@ -135,11 +80,7 @@ impl Driver {
         executor: Executor,
     ) -> (Self, DriverHandle) {
         let (sender, inbox) = mpsc::channel(config.inbox);
-        let handle = DriverHandle {
-            inbox: sender,
-            next_call: Arc::new(AtomicU64::new(1)),
-            wait: Duration::from_millis(config.inbox_wait_ms),
-        };
+        let handle = DriverHandle::new(sender, Duration::from_millis(config.inbox_wait_ms));
         let pending = Pending::default();
         (Self { engine, inbox, batch: config.batch, writer, executor, pending }, handle)
     }
@@ -208,6 +149,14 @@ impl Driver {
             Input::Explain { sandbox_id, answer } => {
                 // whoever asked may be gone
                 let _ = answer.send(self.engine.explain(sandbox_id));
+                Vec::new()
+            }
+            Input::ListTemplates { tenant, after, limit, answer } => {
+                let _ = answer.send(self.engine.templates(&tenant, after.as_deref(), limit));
+                Vec::new()
+            }
+            Input::GetTemplate { tenant, name, answer } => {
+                let _ = answer.send(self.engine.template(&tenant, &name));
                 Vec::new()
             }
         }

@@ -75,6 +75,35 @@ impl Executor {
                 };
                 self.sessions.send(&node, session, Message::Stop(stop));
             }
+            Effect::PauseOnNode { node, session, sandbox_id, epoch, order } => {
+                let pause = wire::Pause { sandbox_id: sandbox_id.to_string(), epoch: epoch.0, order };
+                self.sessions.send(&node, session, Message::Pause(pause));
+            }
+            Effect::ResumeOnNode { node, session, sandbox_id, epoch, order } => {
+                let resume = wire::Resume { sandbox_id: sandbox_id.to_string(), epoch: epoch.0, order };
+                self.sessions.send(&node, session, Message::Resume(resume));
+            }
+            Effect::TakeSnapshot { node, session, snapshot_id, sandbox_id, epoch } => {
+                let (snapshot_id, sandbox_id) = (snapshot_id.to_string(), sandbox_id.to_string());
+                let take = wire::TakeSnapshot { snapshot_id, sandbox_id, epoch: epoch.0 };
+                self.sessions.send(&node, session, Message::TakeSnapshot(take));
+            }
+            Effect::DropSnapshot { node, session, snapshot_id } => {
+                let drop = wire::DropSnapshot { snapshot_id: snapshot_id.to_string() };
+                self.sessions.send(&node, session, Message::DropSnapshot(drop));
+            }
+            Effect::PrepareTemplate { node, session, template } => {
+                let prepare = wire::PrepareTemplate {
+                    template_id: template.id.to_string(),
+                    name: template.name.clone(),
+                    spec: Some(spec::to_wire(&template.spec())),
+                };
+                self.sessions.send(&node, session, Message::PrepareTemplate(prepare));
+            }
+            Effect::DropTemplate { node, session, template_id } => {
+                let drop = wire::DropTemplate { template_id: template_id.to_string() };
+                self.sessions.send(&node, session, Message::DropTemplate(drop));
+            }
             Effect::Forget { node, session, sandbox_id, epoch } => {
                 let forget = wire::Forget { sandbox_id: sandbox_id.to_string(), epoch: epoch.0 };
                 self.sessions.send(&node, session, Message::Forget(forget));

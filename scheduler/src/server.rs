@@ -4,6 +4,8 @@ use crate::api::exec::ProcessApi;
 use crate::api::files::FileApi;
 use crate::api::nodes::FleetApi;
 use crate::api::sandboxes::SandboxApi;
+use crate::api::snapshots::SnapshotApi;
+use crate::api::templates::TemplateApi;
 use crate::config::ServerConfig;
 use crate::listen;
 use crate::nodes::service::NodeApi;
@@ -12,6 +14,8 @@ use pinfold_proto::api::v1::file_service_server::FileServiceServer;
 use pinfold_proto::api::v1::node_service_server::NodeServiceServer;
 use pinfold_proto::api::v1::process_service_server::ProcessServiceServer;
 use pinfold_proto::api::v1::sandbox_service_server::SandboxServiceServer;
+use pinfold_proto::api::v1::snapshot_service_server::SnapshotServiceServer;
+use pinfold_proto::api::v1::template_service_server::TemplateServiceServer;
 use pinfold_proto::limits::MESSAGE_BYTES;
 use pinfold_proto::node::v1::node_session_service_server::NodeSessionServiceServer;
 use pinfold_service::CancellationToken;
@@ -28,6 +32,8 @@ const STREAM_MESSAGE_BYTES: usize = 256 * 1024;
 
 pub struct Services {
     pub sandboxes: SandboxApi,
+    pub snapshots: SnapshotApi,
+    pub templates: TemplateApi,
     pub processes: ProcessApi,
     pub files: FileApi,
     pub fleet: FleetApi,
@@ -42,8 +48,10 @@ pub async fn serve(
     shutdown: CancellationToken,
     grace: Duration,
 ) -> anyhow::Result<()> {
-    let Services { sandboxes, processes, files, fleet, nodes } = services;
+    let Services { sandboxes, snapshots, templates, processes, files, fleet, nodes } = services;
     let sandboxes = SandboxServiceServer::new(sandboxes).max_decoding_message_size(CONTROL_MESSAGE_BYTES);
+    let snapshots = SnapshotServiceServer::new(snapshots).max_decoding_message_size(CONTROL_MESSAGE_BYTES);
+    let templates = TemplateServiceServer::new(templates).max_decoding_message_size(CONTROL_MESSAGE_BYTES);
     let processes = ProcessServiceServer::new(processes).max_decoding_message_size(STREAM_MESSAGE_BYTES);
     let files = FileServiceServer::new(files).max_decoding_message_size(STREAM_MESSAGE_BYTES);
     let fleet = NodeServiceServer::new(fleet).max_decoding_message_size(CONTROL_MESSAGE_BYTES);
@@ -51,6 +59,8 @@ pub async fn serve(
     let nodes = NodeSessionServiceServer::new(nodes).max_decoding_message_size(MESSAGE_BYTES);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<SandboxServiceServer<SandboxApi>>().await;
+    health.set_serving::<SnapshotServiceServer<SnapshotApi>>().await;
+    health.set_serving::<TemplateServiceServer<TemplateApi>>().await;
     health.set_serving::<ProcessServiceServer<ProcessApi>>().await;
     health.set_serving::<FileServiceServer<FileApi>>().await;
     health.set_serving::<NodeServiceServer<FleetApi>>().await;
@@ -60,6 +70,8 @@ pub async fn serve(
     let reflection_alpha = reflection_alpha()?;
     let serving = bounded(&config)
         .add_service(sandboxes)
+        .add_service(snapshots)
+        .add_service(templates)
         .add_service(processes)
         .add_service(files)
         .add_service(fleet)
@@ -101,6 +113,8 @@ fn bounded(config: &ServerConfig) -> Server {
 fn reflection() -> ReflectionBuilder<'static> {
     let served = [
         SandboxServiceServer::<SandboxApi>::NAME,
+        SnapshotServiceServer::<SnapshotApi>::NAME,
+        TemplateServiceServer::<TemplateApi>::NAME,
         ProcessServiceServer::<ProcessApi>::NAME,
         FileServiceServer::<FileApi>::NAME,
         NodeServiceServer::<FleetApi>::NAME,

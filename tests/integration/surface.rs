@@ -12,11 +12,13 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 7] = [
     "pinfold.api.v1.FileService",
     "pinfold.api.v1.NodeService",
     "pinfold.api.v1.ProcessService",
     "pinfold.api.v1.SandboxService",
+    "pinfold.api.v1.SnapshotService",
+    "pinfold.api.v1.TemplateService",
     "pinfold.node.v1.NodeSessionService",
 ];
 

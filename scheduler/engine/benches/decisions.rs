@@ -55,6 +55,8 @@ fn registration(index: u64) -> NodeRegistration {
         images: (0..8).map(|image| format!("image-{image}")).chain([defaults::IMAGE.to_owned()]).collect(),
         kernels: BTreeSet::new(),
         statuses: Vec::new(),
+        snapshots: Vec::new(),
+        templates: Vec::new(),
     }
 }
 

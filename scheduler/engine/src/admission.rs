@@ -4,10 +4,10 @@ use crate::event::{CallId, Rejection};
 use crate::outbox::Reply;
 use crate::placement::{self, Decision, Requirement};
 use crate::state::{Ending, Entry, State};
-use crate::{assignment, ending};
+use crate::{assignment, ending, origin};
 use pinfold_domain::{
-    Cause, Epoch, Explanation, Milestone, Millis, Phase, Reason, RequestId, Revision, Sandbox, SandboxId,
-    SandboxSpec, TenantId, Verdict,
+    Cause, Epoch, Explanation, Milestone, Millis, Origin, Phase, Reason, RequestId, Revision, Sandbox,
+    SandboxId, SandboxSpec, Source, TenantId, Verdict,
 };
 use std::collections::BTreeSet;
 
@@ -30,12 +30,17 @@ pub(crate) fn create(state: &mut State, call: CallId, wanted: Wanted) {
 /// The answer to a request id that was seen before.
 fn known_request(state: &State, wanted: &Wanted) -> Option<Reply> {
     let key = (wanted.tenant.clone(), wanted.request_id.clone());
+    if state.operations.get(&key).is_some() {
+        let message =
+            format!("request id {} was used before, for something else", wanted.request_id.as_str());
+        return Some(Reply::Rejected(rejection(Reason::RequestIdConflict, message, None)));
+    }
     let live = state.by_request.get(&key).and_then(|id| state.sandbox(*id));
     let before = match live {
         Some(sandbox) => sandbox,
         None => &state.requests.get(&key)?.sandbox,
     };
-    if before.spec != wanted.spec {
+    if !before.spec.is_same_request(&wanted.spec) {
         let message = format!("request id {} was used before, for another spec", wanted.request_id.as_str());
         return Some(Reply::Rejected(rejection(Reason::RequestIdConflict, message, None)));
     }
@@ -43,13 +48,16 @@ fn known_request(state: &State, wanted: &Wanted) -> Option<Reply> {
 }
 
 /// Stores a new sandbox and gives it a node or a place in the queue.
-fn admit(state: &mut State, wanted: Wanted) -> Result<SandboxId, Rejection> {
+fn admit(state: &mut State, mut wanted: Wanted) -> Result<SandboxId, Rejection> {
     let id = wanted.sandbox_id;
     if state.sandboxes.contains_key(&id) || state.requests.removed(id).is_some() {
         let message = format!("sandbox id {id} is taken");
         return Err(rejection(Reason::Internal, message, None));
     }
-    let requirement = Requirement::new(&wanted.spec, BTreeSet::new());
+    let origin = origin::resolve(state, &wanted.tenant, &mut wanted.spec)?;
+    origin::check(&wanted.spec, origin.as_ref())?;
+    let template = origin.as_ref().and_then(|origin| origin.template);
+    let requirement = Requirement::new(&wanted.spec, template, BTreeSet::new());
     let mut decision = placement::decide(state, &requirement);
     // those of its kind that wait already go first
     if state.queue.has_class(&requirement) {
@@ -59,13 +67,15 @@ fn admit(state: &mut State, wanted: Wanted) -> Result<SandboxId, Rejection> {
     if decision.node.is_none() {
         may_wait(state, &requirement, &decision)?;
     }
-    insert(state, wanted);
+    insert(state, wanted, origin);
     match decision.node {
         Some(node) => assignment::assign(state, id, &node, decision.explanation),
         None => {
             let now = state.now;
+            let note = state.sandbox(id).map(|sandbox| origin::note(state, sandbox, None));
             if let Some(entry) = state.sandboxes.get_mut(&id) {
-                entry.sandbox.explanation = Some(decision.explanation);
+                let note = note.unwrap_or_default();
+                entry.sandbox.explanation = Some(Explanation { note, ..decision.explanation });
             }
             state.queue.push((now, id), requirement, true);
         }
@@ -74,7 +84,9 @@ fn admit(state: &mut State, wanted: Wanted) -> Result<SandboxId, Rejection> {
 }
 
 fn may_wait(state: &State, requirement: &Requirement, decision: &Decision) -> Result<(), Rejection> {
-    if !decision.possible
+    // a snapshot comes from a node that held what it was taken of
+    if requirement.snapshot.is_none()
+        && !decision.possible
         && state.now >= state.settled_at
         && let Some((reason, explanation)) = placement::never(&state.cluster, requirement)
     {
@@ -103,10 +115,14 @@ fn unknown_image(state: &State, requirement: &Requirement) -> String {
     format!("no node holds {kind} {name:?}")
 }
 
-fn insert(state: &mut State, wanted: Wanted) {
+/// Stores it. It is Pending, and the caller gives it a node or a place in the queue.
+pub(crate) fn insert(state: &mut State, wanted: Wanted, origin: Option<Origin>) {
     let Wanted { tenant, request_id, sandbox_id: id, spec } = wanted;
     let now = state.now;
     state.by_request.insert((tenant.clone(), request_id.clone()), id);
+    if let Source::Snapshot(snapshot) = spec.source {
+        state.snapshots.use_by(snapshot, id);
+    }
     let expires_at = Some(now.after(spec.ttl));
     let sandbox = Sandbox {
         id,
@@ -123,7 +139,7 @@ fn insert(state: &mut State, wanted: Wanted) {
         expires_at,
         timeline: Vec::new(),
         explanation: None,
-        origin: None,
+        origin,
         order: 0,
         held: None,
     };

@@ -13,13 +13,13 @@
 //! runs under another epoch is stopped. The epoch is stored, so it also counts the attempts across restarts.
 
 use crate::cluster::reservation::Reservation;
-use crate::ending;
 use crate::event::{Effect, SessionId};
 use crate::outbox::Message;
 use crate::placement::{self, Requirement};
 use crate::queue::Order;
 use crate::state::{Ending, State};
 use crate::timers::TimerKey;
+use crate::{ending, origin, snapshots};
 use pinfold_domain::{
     Cause, Epoch, Explanation, Milestone, Millis, NodeId, Phase, Reason, Sandbox, SandboxId, Timestamp,
     Transition,
@@ -40,7 +40,8 @@ pub(crate) fn deadline(state: &State, id: SandboxId) -> Option<Timestamp> {
 pub(crate) fn requirement(state: &State, id: SandboxId) -> Option<Requirement> {
     let entry = state.sandboxes.get(&id)?;
     let refused = entry.refused_by.iter().filter(|(_, until)| **until > state.now);
-    Some(Requirement::new(&entry.sandbox.spec, refused.map(|(node, _)| node.clone()).collect()))
+    let template = origin::template_of(&entry.sandbox);
+    Some(Requirement::new(&entry.sandbox.spec, template, refused.map(|(node, _)| node.clone()).collect()))
 }
 
 /// Puts a pending sandbox in its place in the queue, as nodes that refused it are seen now.
@@ -59,11 +60,13 @@ pub(crate) fn assign(state: &mut State, id: SandboxId, node: &NodeId, explanatio
     }
     let now = state.now;
     state.queue.remove(id);
+    let note = state.sandbox(id).map(|sandbox| origin::note(state, sandbox, Some(node))).unwrap_or_default();
     let Some(entry) = state.sandboxes.get_mut(&id) else { return };
     let sandbox = &mut entry.sandbox;
     sandbox.epoch = sandbox.epoch.next();
     sandbox.node = Some(node.clone());
-    sandbox.explanation = Some(explanation);
+    sandbox.explanation = Some(Explanation { note, ..explanation });
+    sandbox.held = None;
     sandbox.cause = None;
     // what an earlier assignment reached is not part of this life
     sandbox.timeline.retain(|reached| reached.milestone == Milestone::Accepted);
@@ -129,6 +132,10 @@ fn withdraw(state: &mut State, id: SandboxId, node: &NodeId, cause: Cause) {
         let last = format!("{attempts} assignments, the last one to {node}: {}", cause.message);
         ending::finish(state, id, Ending::Failed(Cause::new(Reason::NodeRefused, last)));
         return;
+    }
+    let in_vain = state.sandbox(id).and_then(|s| snapshots::wanted_in_vain(state, &s.spec.source));
+    if let Some(cause) = in_vain {
+        return ending::finish(state, id, Ending::Failed(cause));
     }
     if state.shift(id, Transition::Refuse).is_none() {
         return;

@@ -68,6 +68,20 @@ pub struct EngineConfig {
     pub request_retention: Millis,
     /// request ids of removed sandboxes that are remembered; the oldest goes first
     pub remembered_requests: usize,
+    /// snapshots that are kept at once, those for forks too
+    pub snapshots: usize,
+    /// of them on one node; the node has its own bound and the last word
+    pub snapshots_per_node: usize,
+    /// a snapshot that is not ready after this has failed
+    #[serde(rename = "snapshot_timeout_ms")]
+    pub snapshot_timeout: Millis,
+    /// templates that are kept at once
+    pub templates: usize,
+    /// of them prepared on one node, the oldest first
+    pub templates_per_node: usize,
+    /// how long a node is not asked again to prepare what it failed to
+    #[serde(rename = "template_retry_ms")]
+    pub template_retry: Millis,
     /// timers and placements of one step; what is left over is due at once
     pub work_per_step: usize,
     /// check every invariant after every step: for tests and debug builds, it reads the whole state
@@ -96,6 +110,12 @@ impl Default for EngineConfig {
             ended_sandboxes: 10_000,
             request_retention: Millis::from_secs(600),
             remembered_requests: 4_096,
+            snapshots: 10_000,
+            snapshots_per_node: 256,
+            snapshot_timeout: Millis::from_secs(300),
+            templates: 256,
+            templates_per_node: 16,
+            template_retry: Millis::from_secs(60),
             work_per_step: 1_024,
             check_invariants: cfg!(debug_assertions),
         }
@@ -122,6 +142,8 @@ impl EngineConfig {
             ("refusal_backoff_ms", self.refusal_backoff.0),
             ("suspect_after_ms", self.suspect_after.0),
             ("lost_percent_per_minute", self.lost_percent_per_minute),
+            ("snapshot_timeout_ms", self.snapshot_timeout.0),
+            ("template_retry_ms", self.template_retry.0),
             ("work_per_step", self.work_per_step as u64),
         ];
         if let Some((field, _)) = counts.into_iter().find(|(_, value)| *value == 0) {

@@ -55,6 +55,7 @@ pub(crate) fn finish(state: &mut State, id: SandboxId, ending: Ending) {
     let now = state.now;
     if let Some(entry) = state.sandboxes.get_mut(&id) {
         entry.sandbox.cause = Some(cause);
+        entry.sandbox.held = None;
         entry.refused_by.clear();
         state.ended.insert((entry.sandbox.phase_at, id));
     }

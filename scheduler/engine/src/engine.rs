@@ -1,12 +1,16 @@
 //! The function: one event in, effects out. One match, no logic.
 
 use crate::admission::{self, Wanted};
-use crate::cluster::liveness;
+use crate::cluster::liveness::{self, NodeList};
 use crate::config::EngineConfig;
 use crate::event::{Effect, Event, StoredState};
+use crate::snapshots::{self, WantedSnapshot};
 use crate::state::State;
-use crate::{assignment, invariants, lifetimes, placement, reconcile, restore};
-use pinfold_domain::{Explanation, Node, NodeId, Revision, Sandbox, SandboxId, Timestamp};
+use crate::templates::{self, TemplateStatus};
+use crate::{assignment, fork, invariants, lifetimes, origin, placement, reconcile, restore, suspension};
+use pinfold_domain::{
+    Explanation, Node, NodeId, Revision, Sandbox, SandboxId, Snapshot, SnapshotId, TenantId, Timestamp,
+};
 
 /// The scheduler's whole mind. It has no clock, no socket, no task and no randomness of its own.
 #[derive(Debug)]
@@ -36,28 +40,10 @@ impl Engine {
         let state = &mut self.state;
         let before = state.revision;
         lifetimes::pass_time(state, now);
-        match event {
-            Event::Create { call, tenant, request_id, sandbox_id, spec } => {
-                admission::create(state, call, Wanted { tenant, request_id, sandbox_id, spec: *spec });
-            }
-            Event::Stop { call, request_id: _, sandbox_id, grace } => {
-                admission::stop(state, call, sandbox_id, grace);
-            }
-            Event::Delete { call, request_id: _, sandbox_id } => admission::delete(state, call, sandbox_id),
-            Event::NodeJoined { node } => liveness::joined(state, *node),
-            Event::Heartbeat { node, session, statuses } => {
-                liveness::heartbeat(state, &node, session, statuses);
-            }
-            Event::Report { node, session, status } => reconcile::report(state, &node, session, status),
-            Event::Refused { node, session, sandbox_id, epoch, cause } => {
-                assignment::refused(state, &node, session, sandbox_id, epoch, cause);
-            }
-            Event::NodeGone { node, session } => liveness::gone(state, &node, session),
-            Event::FirstByte { sandbox_id, epoch } => reconcile::first_byte(state, sandbox_id, epoch),
-            Event::Tick => {}
-        }
+        take(state, event);
         lifetimes::run_due(state);
         assignment::drain(state);
+        snapshots::sweep(state);
         lifetimes::trim(state);
         let effects = state.flush();
         if state.config.check_invariants
@@ -110,7 +96,73 @@ impl Engine {
         }
         let requirement = assignment::requirement(&self.state, id)?;
         let policy = self.state.config.placement;
-        Some(placement::scan(&self.state.cluster, policy, &requirement).explanation)
+        let mut explanation = placement::scan(&self.state.cluster, policy, &requirement).explanation;
+        if let Some(sandbox) = self.state.sandbox(id) {
+            explanation.note = origin::note(&self.state, sandbox, None);
+        }
+        Some(explanation)
+    }
+
+    pub fn snapshot(&self, id: SnapshotId) -> Option<&Snapshot> {
+        self.state.snapshots.get(id).map(|entry| &entry.snapshot)
+    }
+
+    /// In the order of their ids, which is the order of their creation.
+    pub fn snapshots(&self) -> impl Iterator<Item = &Snapshot> {
+        self.state.snapshots.all().map(|entry| &entry.snapshot)
+    }
+
+    /// At most `limit` templates of a tenant by their names, behind `after`, with how far the fleet is with each.
+    pub fn templates(&self, tenant: &TenantId, after: Option<&str>, limit: usize) -> Vec<TemplateStatus> {
+        templates::page(&self.state, tenant, after, limit)
+    }
+
+    pub fn template(&self, tenant: &TenantId, name: &str) -> Option<TemplateStatus> {
+        self.state.templates.named(tenant, name).map(|template| templates::status(&self.state, template))
+    }
+}
+
+/// One event to whom it concerns.
+fn take(state: &mut State, event: Event) {
+    match event {
+        Event::Create { call, tenant, request_id, sandbox_id, spec } => {
+            admission::create(state, call, Wanted { tenant, request_id, sandbox_id, spec: *spec });
+        }
+        Event::Stop { call, request_id: _, sandbox_id, grace } => {
+            admission::stop(state, call, sandbox_id, grace);
+        }
+        Event::Delete { call, request_id: _, sandbox_id } => admission::delete(state, call, sandbox_id),
+        Event::Pause { call, request_id, sandbox_id } => {
+            suspension::pause(state, call, request_id, sandbox_id)
+        }
+        Event::Resume { call, request_id, sandbox_id } => {
+            suspension::resume(state, call, request_id, sandbox_id);
+        }
+        Event::Fork { call, fork: wanted } => fork::fork(state, call, *wanted),
+        Event::CreateSnapshot { call, tenant, request_id, snapshot_id: id, sandbox_id: sandbox, name } => {
+            let wanted = WantedSnapshot { tenant, request_id, id, sandbox, name, ephemeral: false };
+            snapshots::create(state, call, wanted);
+        }
+        Event::DeleteSnapshot { call, tenant, request_id, snapshot_id } => {
+            snapshots::delete(state, call, tenant, request_id, snapshot_id);
+        }
+        Event::CreateTemplate { call, template } => templates::create(state, call, *template),
+        Event::DeleteTemplate { call, tenant, request_id, name } => {
+            templates::delete(state, call, tenant, request_id, &name);
+        }
+        Event::NodeJoined { node } => liveness::joined(state, *node),
+        Event::Heartbeat { node, session, statuses, snapshots, templates } => {
+            liveness::heartbeat(state, &node, session, NodeList { statuses, snapshots, templates });
+        }
+        Event::Report { node, session, status } => reconcile::report(state, &node, session, status),
+        Event::SnapshotReported { node, session, status } => snapshots::report(state, &node, session, status),
+        Event::TemplateReported { node, session, status } => templates::report(state, &node, session, status),
+        Event::Refused { node, session, sandbox_id, epoch, cause } => {
+            assignment::refused(state, &node, session, sandbox_id, epoch, cause);
+        }
+        Event::NodeGone { node, session } => liveness::gone(state, &node, session),
+        Event::FirstByte { sandbox_id, epoch } => reconcile::first_byte(state, sandbox_id, epoch),
+        Event::Tick => {}
     }
 }
 

@@ -1,9 +1,10 @@
 //! What must hold after every step. Checked in tests and debug builds; reads the whole state.
 
 use crate::placement::filter;
+use crate::snapshots;
 use crate::state::State;
 use crate::timers::TimerKey;
-use pinfold_domain::{NodeState, Phase, Resources, Revision};
+use pinfold_domain::{NodeState, Phase, Resources, Revision, SnapshotState};
 use std::collections::BTreeSet;
 
 /// The first invariant that does not hold, in words. `before` is the revision before the step.
@@ -13,6 +14,7 @@ pub(crate) fn check(state: &State, before: Revision) -> Result<(), String> {
     }
     rooms(state)?;
     sandboxes(state)?;
+    snapshots(state)?;
     queue(state)?;
     indexes(state)
 }
@@ -25,7 +27,10 @@ fn rooms(state: &State) -> Result<(), String> {
         for (sandbox, held) in &entry.reservations {
             sum = sum.checked_add(&held.resources).ok_or_else(|| format!("{id}: the sum overflows"))?;
             let matches = state.sandbox(*sandbox).is_some_and(|s| {
-                s.phase.holds_room() && s.node.as_ref() == Some(id) && s.epoch == held.epoch
+                s.phase.holds_room()
+                    && s.node.as_ref() == Some(id)
+                    && s.epoch == held.epoch
+                    && s.held() == held.resources
             });
             if !matches {
                 return Err(format!(
@@ -95,6 +100,44 @@ fn sandboxes(state: &State) -> Result<(), String> {
     Ok(())
 }
 
+/// Whoever needs a snapshot is known to it, and what was made for forks does not outlive them.
+fn snapshots(state: &State) -> Result<(), String> {
+    for entry in state.snapshots.all() {
+        let (id, snapshot) = (entry.snapshot.id, &entry.snapshot);
+        let ready = snapshot.state == SnapshotState::Ready;
+        let held = state.cluster.get(&snapshot.node).is_some_and(|node| node.snapshots.contains(&id));
+        if ready != held {
+            return Err(format!("snapshot {id} is {}, its node holding it is {held}", snapshot.state));
+        }
+        let needs = |user| state.sandbox(user).and_then(|s| snapshots::needed(&s.spec.source, s.phase));
+        if let Some(user) = entry.users.iter().find(|user| needs(**user) != Some(id)) {
+            return Err(format!("{user} does not need snapshot {id}"));
+        }
+        let over = matches!(snapshot.state, SnapshotState::Failed | SnapshotState::Lost);
+        if over && snapshot.cause.is_none() {
+            return Err(format!("snapshot {id} is {} without a cause", snapshot.state));
+        }
+        if snapshot.ephemeral && entry.users.is_empty() && snapshot.state != SnapshotState::Deleting {
+            return Err(format!("snapshot {id} was made for forks, has none and is {}", snapshot.state));
+        }
+        let timed = state.timers.get(&TimerKey::Snapshot(id)).is_some();
+        if timed == matches!(snapshot.state, SnapshotState::Ready | SnapshotState::Deleting) {
+            return Err(format!("snapshot {id} is {}, that something is due is {timed}", snapshot.state));
+        }
+    }
+    for entry in state.sandboxes.values() {
+        let sandbox = &entry.sandbox;
+        if let Some(id) = snapshots::needed(&sandbox.spec.source, sandbox.phase) {
+            let known = state.snapshots.get(id).map(|held| held.users.contains(&sandbox.id));
+            let over = state.snapshots.get(id).is_none_or(|held| held.snapshot.state.is_over());
+            if known == Some(false) || (over && sandbox.phase == Phase::Pending) {
+                return Err(format!("{} waits for snapshot {id}: known {known:?}, over {over}", sandbox.id));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What waits is in the queue once, and nothing waits for room that is there.
 fn queue(state: &State) -> Result<(), String> {
     let waiting: Vec<_> = state.sandboxes.values().filter(|e| e.sandbox.phase == Phase::Pending).collect();
@@ -130,12 +173,16 @@ fn indexes(state: &State) -> Result<(), String> {
     if state.ended.len() != ended {
         return Err(format!("{ended} have ended, the list holds {}", state.ended.len()));
     }
-    let most = state.sandboxes.len() + state.cluster.all().count() + 1;
+    let things = state.sandboxes.len() + state.snapshots.len() + state.cluster.all().count();
+    let most = things + 2;
     if state.timers.len() > most {
         return Err(format!("{} timers for at most {most} things", state.timers.len()));
     }
     if state.requests.deadline().is_some() != state.timers.get(&TimerKey::Requests).is_some() {
         return Err(format!("{} requests are remembered and not timed", state.requests.len()));
+    }
+    if state.operations.deadline().is_some() != state.timers.get(&TimerKey::Operations).is_some() {
+        return Err(format!("{} operations are remembered and not timed", state.operations.len()));
     }
     Ok(())
 }

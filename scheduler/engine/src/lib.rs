@@ -5,6 +5,9 @@
 //!
 //! ```text
 //!   event --> admission   create, stop, delete                --+
+//!             suspension  pause, resume                         |
+//!             snapshots   taken, used, dropped; fork            |
+//!             templates   which node has prepared which         |
 //!             cluster     node joined, heard, silent, lost      |    outbox      effects:
 //!             reconcile   what nodes say against what is stored +--> one step's  changes first, then
 //!             assignment  accepted, refused, expired            |    decisions   answers and commands
@@ -21,20 +24,27 @@ mod admission;
 mod assignment;
 mod cluster;
 mod ending;
+mod fork;
 mod invariants;
 mod lifetimes;
+mod operations;
+mod origin;
 mod outbox;
 mod placement;
 mod queue;
 mod reconcile;
 mod requests;
 mod restore;
+mod snapshots;
 mod state;
+mod suspension;
+mod templates;
 mod timers;
 
 pub use config::{ConfigError, EngineConfig, PlacementPolicy};
 pub use engine::Engine;
 pub use event::{
-    CallId, Change, Effect, Event, NodeRegistration, NodeReport, Rejection, RequestRecord, SessionId,
-    StoredState,
+    Answered, CallId, Change, Effect, Event, ForkRequest, ForkSource, NodeRegistration, NodeReport,
+    Operation, OperationRecord, Rejection, RequestRecord, SessionId, StoredState,
 };
+pub use templates::TemplateStatus;

@@ -9,7 +9,7 @@
 use crate::cluster::liveness;
 use crate::state::{Ending, State};
 use crate::timers::TimerKey;
-use crate::{assignment, ending};
+use crate::{assignment, ending, operations, snapshots};
 use pinfold_domain::{Cause, Millis, Phase, Reason, SandboxId, Timestamp};
 
 /// The engine is stepped at least so often while anything can become due.
@@ -54,6 +54,8 @@ pub(crate) fn run_due(state: &mut State) {
         match state.timers.pop_due(state.now) {
             Some(TimerKey::Sandbox(id)) => sandbox_due(state, id),
             Some(TimerKey::Node(id)) => liveness::judge(state, &id),
+            Some(TimerKey::Snapshot(id)) => snapshots::due(state, id),
+            Some(TimerKey::Operations) => state.retime(TimerKey::Operations),
             Some(TimerKey::Requests) => state.retime(TimerKey::Requests),
             None => break,
         }
@@ -70,7 +72,9 @@ pub(crate) fn deadline(state: &State, id: SandboxId) -> Option<Timestamp> {
         Phase::Pending => sooner(entry.refused_by.values().copied().filter(|until| *until > state.now).min()),
         Phase::Assigned => sooner(assignment::deadline(state, id)),
         Phase::Starting => sooner(start_deadline(state, id)),
-        Phase::Running | Phase::Pausing | Phase::Paused | Phase::Resuming => expiry,
+        Phase::Resuming => sooner(resume_deadline(state, id)),
+        // how long a node may take to save it is the node's to bound
+        Phase::Running | Phase::Pausing | Phase::Paused => expiry,
         // the node's lists drive it on, and the node's silence ends it
         Phase::Stopping => None,
         Phase::Stopped | Phase::Failed | Phase::Lost => {
@@ -83,6 +87,12 @@ fn start_deadline(state: &State, id: SandboxId) -> Option<Timestamp> {
     let sandbox = state.sandbox(id)?;
     let placed = assignment::placed_at(sandbox)?;
     Some(placed.after(sandbox.spec.start_timeout).after(state.config.start_margin))
+}
+
+/// A resume has the time that a start has.
+fn resume_deadline(state: &State, id: SandboxId) -> Option<Timestamp> {
+    let sandbox = state.sandbox(id)?;
+    Some(sandbox.phase_at.after(sandbox.spec.start_timeout).after(state.config.start_margin))
 }
 
 fn sandbox_due(state: &mut State, id: SandboxId) {
@@ -108,7 +118,9 @@ fn sandbox_due(state: &mut State, id: SandboxId) {
         assignment::requeue(state, id);
     } else if phase == Phase::Assigned && is_over(assignment::deadline(state, id)) {
         assignment::expire(state, id);
-    } else if phase == Phase::Starting && is_over(start_deadline(state, id)) {
+    } else if (phase == Phase::Starting && is_over(start_deadline(state, id)))
+        || (phase == Phase::Resuming && is_over(resume_deadline(state, id)))
+    {
         let limit = sandbox.spec.start_timeout.0;
         let cause = Cause::new(Reason::StartTimeout, format!("not ready within {limit} ms"));
         ending::begin_stop(state, id, cause, Some(Millis(0)));
@@ -129,7 +141,8 @@ pub(crate) fn trim(state: &mut State) {
         else {
             break;
         };
-        state.outbox.requests.push(crate::event::Change::DropRequest { tenant, request_id });
+        state.outbox.records.push(crate::event::Change::DropRequest { tenant, request_id });
         state.retime(TimerKey::Requests);
     }
+    operations::trim(state);
 }

@@ -3,7 +3,7 @@
 
 use crate::event::{CallId, Change, Effect, Rejection, SessionId};
 use crate::timers::TimerKey;
-use pinfold_domain::{Epoch, NodeId, Sandbox, SandboxId};
+use pinfold_domain::{Epoch, NodeId, Sandbox, SandboxId, Snapshot, SnapshotId, Template};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug)]
@@ -12,6 +12,14 @@ pub(crate) enum Reply {
     Sandbox(SandboxId),
     /// a sandbox that is no longer kept
     Given(Box<Sandbox>),
+    /// those of the forks that are still kept, as they are at the end of the step
+    Forks {
+        ids: Vec<SandboxId>,
+        snapshot_id: SnapshotId,
+    },
+    /// the snapshot as it is at the end of the step; as it is given here if it is no longer kept
+    Snapshot(Box<Snapshot>),
+    Template(Box<Template>),
     Rejected(Rejection),
 }
 
@@ -30,7 +38,9 @@ pub(crate) struct Outbox {
     /// sandboxes that were removed, in their last state
     pub removed: BTreeMap<SandboxId, Box<Sandbox>>,
     /// changes that have no revision
-    pub requests: Vec<Change>,
+    pub records: Vec<Change>,
+    /// snapshots that changed or were removed
+    pub snapshots: BTreeSet<SnapshotId>,
     pub messages: Vec<Message>,
     /// whose time has to be set anew
     pub retime: BTreeSet<TimerKey>,

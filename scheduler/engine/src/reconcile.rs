@@ -4,6 +4,7 @@
 //! | the node lists | it is stored as | then |
 //! |---|---|---|
 //! | its live epoch | held by this node | the phase is taken over; Stopping here and not there: told again |
+//! | its live epoch, before our last order | held by this node | its phase is old; Pausing, Resuming: told again |
 //! | an ended one, live epoch | held by this node | it ends here too; forget |
 //! | anything else that has ended | | forget |
 //! | anything else that lives | | stop |
@@ -16,7 +17,7 @@
 
 use crate::event::{Effect, NodeReport, SessionId};
 use crate::state::{Ending, State};
-use crate::{assignment, ending};
+use crate::{assignment, ending, suspension};
 use pinfold_domain::{
     Cause, Epoch, Milestone, Millis, NodeId, Phase, Reason, Sandbox, SandboxId, Timestamp, Transition,
 };
@@ -49,15 +50,17 @@ pub(crate) fn list(state: &mut State, node: &NodeId, statuses: Vec<NodeReport>, 
             stray(state, node, &status);
             continue;
         }
-        let (id, phase) = (status.sandbox_id, status.phase);
+        let (id, phase, order) = (status.sandbox_id, status.phase, status.order);
         seen.insert(id);
         take_over(state, node, status);
         if let Some(reservation) = state.cluster.reservation(node, id) {
             reservation.missing_since = None;
         }
-        let unheard = matches!(phase, Phase::Starting | Phase::Running);
-        if unheard && state.sandbox(id).is_some_and(|sandbox| sandbox.phase == Phase::Stopping) {
-            ending::send_stop(state, id);
+        let ending_there = matches!(phase, Phase::Stopping | Phase::Stopped | Phase::Failed);
+        match state.sandbox(id).map(|sandbox| (sandbox.phase, sandbox.order)) {
+            Some((Phase::Stopping, _)) if !ending_there => ending::send_stop(state, id),
+            Some((_, last)) if order < last && !ending_there => suspension::send(state, id),
+            _ => {}
         }
     }
     let Some(entry) = state.cluster.get(node) else { return };
@@ -87,12 +90,14 @@ fn take_over(state: &mut State, node: &NodeId, status: NodeReport) {
         return;
     }
     let Some(before) = state.sandbox(id).map(|sandbox| sandbox.phase) else { return };
+    // said before the node heard of our last order; its end is an end all the same
+    let old = state.sandbox(id).is_some_and(|sandbox| sandbox.order != status.order);
     match status.phase {
-        Phase::Starting | Phase::Running | Phase::Stopping | Phase::Stopped | Phase::Failed => {}
+        Phase::Stopping | Phase::Stopped | Phase::Failed => {}
+        Phase::Starting | Phase::Running | Phase::Pausing | Phase::Paused | Phase::Resuming if !old => {}
+        Phase::Starting | Phase::Running | Phase::Pausing | Phase::Paused | Phase::Resuming => return,
         // not a node's to say
-        Phase::Pending | Phase::Assigned | Phase::Pausing | Phase::Paused | Phase::Resuming | Phase::Lost => {
-            return;
-        }
+        Phase::Pending | Phase::Assigned | Phase::Lost => return,
     }
     if let Some(reservation) = state.cluster.reservation(node, id) {
         reservation.sequence = Some(status.sequence);
@@ -103,9 +108,8 @@ fn take_over(state: &mut State, node: &NodeId, status: NodeReport) {
         Phase::Starting if before == Phase::Assigned => {
             state.shift(id, Transition::Accept);
         }
-        Phase::Running if matches!(before, Phase::Assigned | Phase::Starting | Phase::Resuming) => {
-            state.shift(id, Transition::Ready);
-        }
+        Phase::Running => suspension::running(state, &status, before),
+        Phase::Paused => suspension::paused(state, &status, before),
         Phase::Stopping if before != Phase::Stopping => {
             state.shift(id, Transition::Stop);
             if let Some(entry) = state.sandboxes.get_mut(&id) {

@@ -5,18 +5,21 @@ use crate::cluster::Cluster;
 use crate::cluster::reservation::{Reservation, ReservationState};
 use crate::config::EngineConfig;
 use crate::event::StoredState;
+use crate::operations::Operations;
 use crate::outbox::Outbox;
 use crate::placement::views::Views;
 use crate::queue::Queue;
 use crate::requests::Requests;
+use crate::snapshots::Snapshots;
 use crate::state::{Ending, Entry, State};
+use crate::templates::Templates;
 use crate::timers::{TimerKey, Timers};
-use crate::{assignment, ending};
-use pinfold_domain::{Cause, Millis, Phase, Reason, Revision, Sandbox, Timestamp};
+use crate::{assignment, ending, snapshots};
+use pinfold_domain::{Cause, Millis, Phase, Reason, Revision, Sandbox, Snapshot, SnapshotState, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) fn restore(config: EngineConfig, now: Timestamp, stored: StoredState) -> State {
-    let StoredState { sandboxes, requests, revision } = stored;
+    let StoredState { sandboxes, requests, snapshots, templates, operations, revision } = stored;
     // an empty store is a new fleet, not one that is dialling back in
     let settled_at = match revision {
         Revision(0) => Timestamp::default(),
@@ -33,6 +36,9 @@ pub(crate) fn restore(config: EngineConfig, now: Timestamp, stored: StoredState)
         queue: Queue::default(),
         views: Views::default(),
         requests: Requests::default(),
+        operations: Operations::default(),
+        snapshots: Snapshots::default(),
+        templates: Templates::default(),
         timers: Timers::default(),
         outbox: Outbox::default(),
         clock_ahead: Millis::default(),
@@ -43,6 +49,11 @@ pub(crate) fn restore(config: EngineConfig, now: Timestamp, stored: StoredState)
         state.requests.insert(record);
     }
     state.retime(TimerKey::Requests);
+    operations.into_iter().for_each(|record| state.operations.insert(record));
+    state.retime(TimerKey::Operations);
+    templates.into_iter().for_each(|template| state.templates.insert(template));
+    // before the sandboxes, which may be their users
+    snapshots.into_iter().for_each(|snapshot| restore_snapshot(&mut state, snapshot));
     for sandbox in sandboxes {
         restore_sandbox(&mut state, sandbox);
     }
@@ -50,9 +61,23 @@ pub(crate) fn restore(config: EngineConfig, now: Timestamp, stored: StoredState)
     state
 }
 
+fn restore_snapshot(state: &mut State, snapshot: Snapshot) {
+    let node = snapshot.node.clone();
+    let holder = state.cluster.entry(&node, state.now);
+    if snapshot.state == SnapshotState::Ready {
+        holder.snapshots.insert(snapshot.id);
+    }
+    state.retime(TimerKey::Node(node));
+    state.retime(TimerKey::Snapshot(snapshot.id));
+    state.snapshots.insert(snapshot);
+}
+
 fn restore_sandbox(state: &mut State, sandbox: Sandbox) {
     let (id, phase, now) = (sandbox.id, sandbox.phase, state.now);
-    let (epoch, resources, node) = (sandbox.epoch, sandbox.spec.resources, sandbox.node.clone());
+    let (epoch, resources, node) = (sandbox.epoch, sandbox.held(), sandbox.node.clone());
+    if let Some(snapshot) = snapshots::needed(&sandbox.spec.source, phase) {
+        state.snapshots.use_by(snapshot, id);
+    }
     state.revision = state.revision.max(sandbox.revision);
     state.by_request.insert((sandbox.tenant.clone(), sandbox.request_id.clone()), id);
     if phase.is_final() {
@@ -61,7 +86,11 @@ fn restore_sandbox(state: &mut State, sandbox: Sandbox) {
     state.sandboxes.insert(id, Entry::new(sandbox));
     state.retime(TimerKey::Sandbox(id));
     if phase == Phase::Pending {
-        assignment::requeue(state, id);
+        let in_vain = state.sandbox(id).and_then(|s| snapshots::wanted_in_vain(state, &s.spec.source));
+        match in_vain {
+            Some(cause) => ending::finish(state, id, Ending::Failed(cause)),
+            None => assignment::requeue(state, id),
+        }
     } else if phase.holds_room() {
         let Some(node) = node else {
             let cause = Cause::new(Reason::Internal, format!("it was stored as {phase} without a node"));

@@ -3,12 +3,15 @@
 use crate::cluster::Cluster;
 use crate::cluster::liveness;
 use crate::config::EngineConfig;
-use crate::event::{Change, Effect, Rejection, RequestRecord};
+use crate::event::{Answered, Change, Effect, Rejection, RequestRecord};
 use crate::lifetimes;
+use crate::operations::Operations;
 use crate::outbox::{Message, Outbox, Reply};
 use crate::placement::views::Views;
 use crate::queue::Queue;
 use crate::requests::{RequestKey, Requests};
+use crate::snapshots::{self, Snapshots};
+use crate::templates::Templates;
 use crate::timers::{TimerKey, Timers};
 use pinfold_domain::{
     Cause, Milestone, Millis, NodeId, Phase, Revision, Sandbox, SandboxId, TimelineEntry, Timestamp,
@@ -63,6 +66,9 @@ pub(crate) struct State {
     pub queue: Queue,
     pub views: Views,
     pub requests: Requests,
+    pub operations: Operations,
+    pub snapshots: Snapshots,
+    pub templates: Templates,
     pub timers: Timers,
     pub outbox: Outbox,
     /// how far `now` is ahead of the caller's clock, which was set back
@@ -98,6 +104,11 @@ impl State {
         if next != old {
             sandbox.phase = next;
             sandbox.phase_at = now;
+            let needed = snapshots::needed(&sandbox.spec.source, old);
+            if let Some(snapshot) = needed.filter(|_| snapshots::needed(&sandbox.spec.source, next).is_none())
+            {
+                self.snapshots.release(snapshot, id);
+            }
         }
         self.touch(id);
         Some(old)
@@ -137,7 +148,13 @@ impl State {
             self.requests.insert(record);
             outbox.retime.insert(TimerKey::Requests);
         }
-        effects.extend(outbox.requests.drain(..).map(Effect::Persist));
+        effects.extend(outbox.records.drain(..).map(Effect::Persist));
+        for id in std::mem::take(&mut outbox.snapshots) {
+            effects.push(Effect::Persist(match self.snapshots.get(id) {
+                Some(entry) => Change::PutSnapshot(Box::new(entry.snapshot.clone())),
+                None => Change::DeleteSnapshot { id },
+            }));
+        }
         self.outbox.retime = std::mem::take(&mut outbox.retime);
         self.settle_timers();
         effects.extend(outbox.messages.into_iter().filter_map(|message| self.effect(message, &removed)));
@@ -150,7 +167,9 @@ impl State {
             let at = match &key {
                 TimerKey::Sandbox(id) => lifetimes::deadline(self, *id),
                 TimerKey::Node(id) => liveness::deadline(self, id),
+                TimerKey::Snapshot(id) => snapshots::deadline(self, *id),
                 TimerKey::Requests => self.requests.deadline(),
+                TimerKey::Operations => self.operations.deadline(),
             };
             self.timers.set(key, at);
         }
@@ -161,22 +180,38 @@ impl State {
         self.revision
     }
 
+    fn answered(
+        &self,
+        reply: Reply,
+        removed: &BTreeMap<SandboxId, Box<Sandbox>>,
+    ) -> Result<Answered, Rejection> {
+        match reply {
+            Reply::Given(sandbox) => Ok(Answered::Sandbox(sandbox)),
+            Reply::Rejected(rejection) => Err(rejection),
+            Reply::Sandbox(id) => {
+                let kept = self.sandbox(id).map(|sandbox| Box::new(sandbox.clone()));
+                let found = kept.or_else(|| removed.get(&id).cloned());
+                let missing = || Rejection { cause: crate::admission::not_found(id), explanation: None };
+                found.map(Answered::Sandbox).ok_or_else(missing)
+            }
+            Reply::Forks { ids, snapshot_id } => {
+                let known =
+                    |id: &SandboxId| self.sandbox(*id).or_else(|| self.requests.removed(*id)).cloned();
+                Ok(Answered::Forks { sandboxes: ids.iter().filter_map(known).collect(), snapshot_id })
+            }
+            Reply::Snapshot(given) => {
+                let kept = self.snapshots.get(given.id).map(|entry| Box::new(entry.snapshot.clone()));
+                Ok(Answered::Snapshot(kept.unwrap_or(given)))
+            }
+            Reply::Template(template) => Ok(Answered::Template(template)),
+        }
+    }
+
     fn effect(&self, message: Message, removed: &BTreeMap<SandboxId, Box<Sandbox>>) -> Option<Effect> {
         match message {
             Message::Ready(effect) => Some(effect),
             Message::Answer { call, reply } => {
-                let result = match reply {
-                    Reply::Given(sandbox) => Ok(sandbox),
-                    Reply::Rejected(rejection) => Err(rejection),
-                    Reply::Sandbox(id) => {
-                        let kept = self.sandbox(id).map(|sandbox| Box::new(sandbox.clone()));
-                        kept.or_else(|| removed.get(&id).cloned()).ok_or_else(|| Rejection {
-                            cause: crate::admission::not_found(id),
-                            explanation: None,
-                        })
-                    }
-                };
-                Some(Effect::Answer { call, result })
+                Some(Effect::Answer { call, result: self.answered(reply, removed) })
             }
             Message::Assign { node, session, id, epoch } => {
                 // decided earlier in this step: it may have been withdrawn since

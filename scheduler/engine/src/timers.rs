@@ -1,14 +1,17 @@
-//! When something is due: one time for each sandbox and node, kept in order.
+//! When something is due: one time for each sandbox, snapshot and node, kept in order.
 
-use pinfold_domain::{NodeId, SandboxId, Timestamp};
+use pinfold_domain::{NodeId, SandboxId, SnapshotId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TimerKey {
     Node(NodeId),
     Sandbox(SandboxId),
+    Snapshot(SnapshotId),
     /// the oldest remembered request
     Requests,
+    /// the oldest remembered operation
+    Operations,
 }
 
 #[derive(Debug, Default)]

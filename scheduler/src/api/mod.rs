@@ -3,11 +3,14 @@
 pub mod deadline;
 pub mod exec;
 pub mod files;
+pub mod forks;
 pub mod guest;
 pub mod logs;
 pub mod nodes;
 pub mod pages;
 pub mod sandboxes;
+pub mod snapshots;
 pub mod status;
 pub mod streams;
+pub mod templates;
 pub mod watch;

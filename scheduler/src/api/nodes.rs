@@ -42,9 +42,5 @@ fn page_token(text: &str) -> Result<Option<NodeId>, WireError> {
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|_: IdError| WireError::NotAllowed {
-        field: "page_token",
-        value: text.chars().take(80).collect(),
-        why: "it is not from an answer to this call",
-    })
+    text.parse().map(Some).map_err(|_: IdError| pages::not_ours(text))
 }

@@ -34,6 +34,15 @@ pub fn fit<T: Message>(entries: impl Iterator<Item = T>) -> (Vec<T>, bool) {
     (fitting, false)
 }
 
+/// A page token that no answer held.
+pub fn not_ours(text: &str) -> WireError {
+    WireError::NotAllowed {
+        field: "page_token",
+        value: text.chars().take(80).collect(),
+        why: "it is not from an answer to this call",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

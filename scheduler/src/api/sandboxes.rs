@@ -2,7 +2,7 @@
 
 use super::guest::Guests;
 use super::streams::Answers;
-use super::{deadline, logs, pages, status, watch};
+use super::{deadline, forks, logs, pages, status, watch};
 use crate::driver::DriverHandle;
 use crate::view::{ListFilter, View};
 use pinfold_domain::spec::check_labels;
@@ -41,7 +41,7 @@ impl SandboxService for SandboxApi {
         let deadline = deadline::of(request.metadata());
         let request = request.into_inner();
         let request_id = request_id(&request.request_id).map_err(status::refuse)?;
-        let spec = spec::from_wire(request.spec).map_err(status::refuse)?;
+        let spec = spec::from_caller(request.spec).map_err(status::refuse)?;
         let create = async {
             let created = self.driver.create(TenantId::default(), request_id, spec).await;
             created.map_err(status::rejected)
@@ -110,23 +110,40 @@ impl SandboxService for SandboxApi {
 
     async fn pause_sandbox(
         &self,
-        _: Request<wire::PauseSandboxRequest>,
+        request: Request<wire::PauseSandboxRequest>,
     ) -> Result<Response<wire::PauseSandboxResponse>, Status> {
-        Err(Status::unimplemented("pause"))
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let request_id = request_id(&request.request_id).map_err(status::refuse)?;
+        let id = sandbox_id(&request.sandbox_id).map_err(status::refuse)?;
+        let pause = async { self.driver.pause(request_id, id).await.map_err(status::rejected) };
+        let paused = deadline::within(deadline, self.call_timeout, pause).await?;
+        Ok(Response::new(wire::PauseSandboxResponse { sandbox: Some(sandbox::to_wire(&paused)) }))
     }
 
     async fn resume_sandbox(
         &self,
-        _: Request<wire::ResumeSandboxRequest>,
+        request: Request<wire::ResumeSandboxRequest>,
     ) -> Result<Response<wire::ResumeSandboxResponse>, Status> {
-        Err(Status::unimplemented("resume"))
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let request_id = request_id(&request.request_id).map_err(status::refuse)?;
+        let id = sandbox_id(&request.sandbox_id).map_err(status::refuse)?;
+        let resume = async { self.driver.resume(request_id, id).await.map_err(status::rejected) };
+        let resumed = deadline::within(deadline, self.call_timeout, resume).await?;
+        Ok(Response::new(wire::ResumeSandboxResponse { sandbox: Some(sandbox::to_wire(&resumed)) }))
     }
 
     async fn fork_sandbox(
         &self,
-        _: Request<wire::ForkSandboxRequest>,
+        request: Request<wire::ForkSandboxRequest>,
     ) -> Result<Response<wire::ForkSandboxResponse>, Status> {
-        Err(Status::unimplemented("fork"))
+        let deadline = deadline::of(request.metadata());
+        let order = forks::order(request.into_inner()).map_err(status::refuse)?;
+        let fork = async { self.driver.fork(order).await.map_err(status::rejected) };
+        let (forks, snapshot) = deadline::within(deadline, self.call_timeout, fork).await?;
+        let sandboxes = forks.iter().map(sandbox::to_wire).collect();
+        Ok(Response::new(wire::ForkSandboxResponse { sandboxes, snapshot_id: snapshot.to_string() }))
     }
 
     async fn stream_logs(
@@ -163,16 +180,12 @@ pub fn sandbox_id(text: &str) -> Result<SandboxId, WireError> {
     Ok(text.parse()?)
 }
 
-fn request_id(text: &str) -> Result<RequestId, WireError> {
+pub fn request_id(text: &str) -> Result<RequestId, WireError> {
     Ok(text.parse()?)
 }
 
 fn page_token(text: &str) -> Result<SandboxId, WireError> {
-    text.parse().map_err(|_: IdError| WireError::NotAllowed {
-        field: "page_token",
-        value: text.chars().take(80).collect(),
-        why: "it is not from an answer to this call",
-    })
+    text.parse().map_err(|_: IdError| pages::not_ours(text))
 }
 
 fn grace(seconds: Option<u32>) -> Result<Millis, WireError> {

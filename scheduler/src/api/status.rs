@@ -38,6 +38,11 @@ pub fn shutting_down() -> Status {
     refuse(Cause::new(Reason::NodeUnreachable, "the scheduler is shutting down: call again"))
 }
 
+/// The bound on watches holds for all that waits for a change.
+pub fn too_many_watches() -> Status {
+    refuse(Cause::new(Reason::TooManyStreams, "too many watches are open: try again later"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

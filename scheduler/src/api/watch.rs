@@ -5,7 +5,7 @@ use super::streams::{Answers, bounded};
 use super::{deadline, status};
 use crate::view::{WatchFilter, Watcher};
 use futures::stream;
-use pinfold_domain::{Cause, Reason, Revision};
+use pinfold_domain::Revision;
 use pinfold_proto::api::v1 as wire;
 use pinfold_proto::convert::sandbox;
 use std::sync::Arc;
@@ -21,9 +21,7 @@ pub fn start(
         "" => None,
         text => Some(sandbox_id(text).map_err(status::refuse)?),
     };
-    let slot = Arc::clone(&api.watches).try_acquire_owned().map_err(|_| {
-        status::refuse(Cause::new(Reason::TooManyStreams, "too many watches are open: try again later"))
-    })?;
+    let slot = Arc::clone(&api.watches).try_acquire_owned().map_err(|_| status::too_many_watches())?;
     let from = Revision(request.from_revision);
     let watcher =
         Watcher::new(Arc::clone(&api.view), WatchFilter { sandbox }, from).map_err(status::refuse)?;

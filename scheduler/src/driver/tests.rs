@@ -5,7 +5,7 @@ use crate::nodes::sessions::Sessions;
 use crate::store::conformance::sandbox;
 use crate::store::{Loaded, Store, StoreError};
 use crate::view::View;
-use pinfold_domain::{Resources, Term};
+use pinfold_domain::{Resources, Sandbox, Term};
 use pinfold_engine::{EngineConfig, NodeRegistration, StoredState};
 use pinfold_proto::node::v1::session_response::Message;
 use pinfold_proto::node::v1::{Registered, SessionResponse};
@@ -60,7 +60,7 @@ fn rig(inbox: usize) -> Rig {
 
 impl Rig {
     #[allow(clippy::disallowed_methods, reason = "a test's task ends with its runtime")]
-    fn create(&self, request_id: &str) -> tokio::task::JoinHandle<Answer> {
+    fn create(&self, request_id: &str) -> tokio::task::JoinHandle<Result<Box<Sandbox>, Rejection>> {
         let (handle, request_id) = (self.handle.clone(), request_id.parse().unwrap());
         tokio::spawn(async move { handle.create(TenantId::default(), request_id, sandbox(1, 0).spec).await })
     }
@@ -85,6 +85,8 @@ impl Rig {
             images: ["base".to_owned()].into(),
             kernels: Default::default(),
             statuses: Vec::new(),
+            snapshots: Vec::new(),
+            templates: Vec::new(),
         };
         self.handle.tell(Event::NodeJoined { node: Box::new(node) }).await.unwrap();
         commands

@@ -1,10 +1,11 @@
 //! What nodes say, checked once and turned into events.
 
 use pinfold_domain::spec::check_labels;
-use pinfold_domain::{Cause, Epoch, NodeId};
+use pinfold_domain::{Cause, Epoch, NodeId, SnapshotReport, TemplateReport};
 use pinfold_engine::{Event, NodeRegistration, NodeReport, SessionId};
 use pinfold_proto::convert::WireError;
 use pinfold_proto::convert::sandbox::{StatusReport, cause_from_wire, report_from_wire};
+use pinfold_proto::convert::snapshot::{snapshot_report_from_wire, template_report_from_wire};
 use pinfold_proto::convert::spec::resources_from_wire;
 use pinfold_proto::node::v1 as wire;
 use pinfold_proto::node::v1::session_request::Message;
@@ -38,6 +39,8 @@ pub fn registration(register: wire::Register, session: SessionId) -> Result<Node
         images: names("images", register.images)?,
         kernels: names("kernels", register.kernels)?,
         statuses: reports(register.sandboxes)?,
+        snapshots: snapshot_reports(register.snapshots)?,
+        templates: template_reports(register.templates)?,
     })
 }
 
@@ -54,10 +57,18 @@ pub fn event(message: wire::SessionRequest, node: &NodeId, session: SessionId) -
             Err(WireError::NotAllowed { field: "message", value: "register".to_owned(), why }.into())
         }
         Message::Heartbeat(heartbeat) => {
-            Ok(Event::Heartbeat { node, session, statuses: reports(heartbeat.sandboxes)? })
+            let statuses = reports(heartbeat.sandboxes)?;
+            let snapshots = snapshot_reports(heartbeat.snapshots)?;
+            let templates = template_reports(heartbeat.templates)?;
+            Ok(Event::Heartbeat { node, session, statuses, snapshots, templates })
         }
         Message::Status(status) => Ok(Event::Report { node, session, status: report(status)? }),
-        Message::Snapshot(_) | Message::Template(_) => Ok(Event::Tick),
+        Message::Snapshot(status) => {
+            Ok(Event::SnapshotReported { node, session, status: snapshot_report_from_wire(status)? })
+        }
+        Message::Template(status) => {
+            Ok(Event::TemplateReported { node, session, status: template_report_from_wire(status)? })
+        }
         Message::Refuse(refuse) => Ok(Event::Refused {
             node,
             session,
@@ -81,6 +92,14 @@ fn names(field: &'static str, names: Vec<String>) -> Result<BTreeSet<String>, Wi
 
 fn reports(statuses: Vec<wire::SandboxStatus>) -> Result<Vec<NodeReport>, WireError> {
     statuses.into_iter().map(report).collect()
+}
+
+fn snapshot_reports(statuses: Vec<wire::SnapshotStatus>) -> Result<Vec<SnapshotReport>, WireError> {
+    statuses.into_iter().map(snapshot_report_from_wire).collect()
+}
+
+fn template_reports(statuses: Vec<wire::TemplateStatus>) -> Result<Vec<TemplateReport>, WireError> {
+    statuses.into_iter().map(template_report_from_wire).collect()
 }
 
 fn report(status: wire::SandboxStatus) -> Result<NodeReport, WireError> {
@@ -120,6 +139,8 @@ mod tests {
         assert!(error_of(|r| r.agent_version = "v".repeat(65)).contains("agent_version"));
         assert!(error_of(|r| drop(r.labels.insert("a b".into(), String::new()))).contains("labels"));
         assert!(error_of(|r| r.sandboxes.push(wire::SandboxStatus::default())).contains("sandbox_id"));
+        assert!(error_of(|r| r.snapshots.push(wire::SnapshotStatus::default())).contains("snapshot_id"));
+        assert!(error_of(|r| r.templates.push(wire::TemplateStatus::default())).contains("template_id"));
     }
 
     #[test]

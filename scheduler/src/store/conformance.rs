@@ -3,9 +3,9 @@
 use super::{Loaded, Store};
 use pinfold_domain::{
     Cause, Epoch, Millis, Phase, Reason, RequestId, Resources, Revision, Sandbox, SandboxId, SandboxSpec,
-    TenantId, Term, Timestamp,
+    Snapshot, SnapshotId, SnapshotSizes, SnapshotState, Template, TemplateId, TenantId, Term, Timestamp,
 };
-use pinfold_engine::{Change, RequestRecord};
+use pinfold_engine::{Change, Operation, OperationRecord, RequestRecord};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -16,6 +16,7 @@ pub fn check<S: Store, Open: Fn() -> S>(fresh: impl Fn(u64) -> Open) {
     terms_only_grow(&fresh(10));
     what_was_committed_is_there_after_opening_again(&fresh(10));
     removals_and_requests(&fresh(10));
+    snapshots_templates_and_operations(&fresh(10));
     history_is_bounded_and_says_so(&fresh(3));
     an_empty_commit_changes_nothing(&fresh(10));
 }
@@ -60,6 +61,34 @@ fn removals_and_requests<S: Store>(open: &impl Fn() -> S) {
     let forgotten = Change::DropRequest { tenant: gone.tenant, request_id: gone.request_id };
     open().commit(&[forgotten]).unwrap();
     assert!(open().load().unwrap().state.requests.is_empty());
+}
+
+fn snapshots_templates_and_operations<S: Store>(open: &impl Fn() -> S) {
+    let (snapshot, template) = (snapshot(7), template(8));
+    let operation = OperationRecord {
+        tenant: TenantId::default(),
+        request_id: "once".parse().unwrap(),
+        operation: Operation::CreateSnapshot(Box::new(snapshot.clone())),
+        until: Timestamp(9),
+    };
+    let puts = [
+        Change::PutSnapshot(Box::new(snapshot.clone())),
+        Change::PutTemplate(Box::new(template.clone())),
+        Change::PutOperation(Box::new(operation.clone())),
+    ];
+    open().commit(&puts).unwrap();
+    let loaded = open().load().unwrap();
+    assert_eq!(loaded.state.snapshots, std::slice::from_ref(&snapshot));
+    assert_eq!(loaded.state.templates, std::slice::from_ref(&template));
+    assert_eq!(loaded.state.operations, std::slice::from_ref(&operation));
+    assert!(loaded.history.is_empty(), "they have no revision");
+    let drops = [
+        Change::DeleteSnapshot { id: snapshot.id },
+        Change::DeleteTemplate { id: template.id },
+        Change::DropOperation { tenant: operation.tenant, request_id: operation.request_id },
+    ];
+    open().commit(&drops).unwrap();
+    assert_eq!(open().load().unwrap(), Loaded::default());
 }
 
 fn history_is_bounded_and_says_so<S: Store>(open: &impl Fn() -> S) {
@@ -114,6 +143,39 @@ pub fn sandbox(number: u128, revision: u64) -> Sandbox {
         origin: None,
         order: 0,
         held: None,
+    }
+}
+
+/// A snapshot whose id sorts by `number`.
+pub fn snapshot(number: u128) -> Snapshot {
+    Snapshot {
+        id: SnapshotId(Uuid::from_u128(number)),
+        tenant: TenantId::default(),
+        request_id: format!("request-{number}").parse().unwrap(),
+        name: "saved".into(),
+        sandbox: SandboxId(Uuid::from_u128(1)),
+        spec: spec(),
+        node: "node-1".parse().unwrap(),
+        ephemeral: false,
+        state: SnapshotState::Creating,
+        cause: None,
+        sizes: SnapshotSizes::default(),
+        created_at: Timestamp(1),
+        state_at: Timestamp(1),
+    }
+}
+
+fn template(number: u128) -> Template {
+    Template {
+        id: TemplateId(Uuid::from_u128(number)),
+        tenant: TenantId::default(),
+        request_id: "template".parse().unwrap(),
+        name: "python".into(),
+        image: "base".into(),
+        kernel: None,
+        resources: spec().resources,
+        environment: BTreeMap::from([("A".into(), "1".into())]),
+        created_at: Timestamp(1),
     }
 }
 

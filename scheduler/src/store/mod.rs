@@ -32,7 +32,14 @@ impl HistoryEntry {
             Change::DeleteSandbox { sandbox } => {
                 Some(Self { sandbox: Arc::new(Sandbox::clone(sandbox)), deleted: true })
             }
-            Change::PutRequest(_) | Change::DropRequest { .. } => None,
+            Change::PutRequest(_)
+            | Change::DropRequest { .. }
+            | Change::PutSnapshot(_)
+            | Change::DeleteSnapshot { .. }
+            | Change::PutTemplate(_)
+            | Change::DeleteTemplate { .. }
+            | Change::PutOperation(_)
+            | Change::DropOperation { .. } => None,
         }
     }
 

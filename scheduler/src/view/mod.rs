@@ -4,12 +4,13 @@
 //! goes back. The lock is held for one look-up or one page, never across an await.
 
 mod ring;
+mod snapshots;
 mod watch;
 
 pub use watch::{WatchEnd, WatchEvent, WatchFilter, Watcher};
 
 use crate::store::{HistoryEntry, Loaded};
-use pinfold_domain::{Cause, Phase, Reason, Revision, Sandbox, SandboxId};
+use pinfold_domain::{Cause, Phase, Reason, Revision, Sandbox, SandboxId, Snapshot, SnapshotId};
 use pinfold_engine::Change;
 use ring::Ring;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,10 +23,13 @@ pub struct View {
     state: RwLock<State>,
     /// the newest revision: watchers sleep on it
     newest: signal::Sender<Revision>,
+    /// counts changes of snapshots, which have no revision: who waits for one sleeps on it
+    snapshot_changes: signal::Sender<u64>,
 }
 
 struct State {
     sandboxes: BTreeMap<SandboxId, Arc<Sandbox>>,
+    snapshots: BTreeMap<SnapshotId, Arc<Snapshot>>,
     ring: Ring,
     revision: Revision,
 }
@@ -65,15 +69,18 @@ impl View {
         let sandboxes = loaded.state.sandboxes.iter();
         let state = State {
             sandboxes: sandboxes.map(|sandbox| (sandbox.id, Arc::new(sandbox.clone()))).collect(),
+            snapshots: loaded.state.snapshots.iter().map(|s| (s.id, Arc::new(s.clone()))).collect(),
             ring: Ring::new(&loaded.history, loaded.compacted, history_entries),
             revision: loaded.state.revision,
         };
         let (newest, _) = signal::channel(state.revision);
-        Self { state: RwLock::new(state), newest }
+        let (snapshot_changes, _) = signal::channel(0);
+        Self { state: RwLock::new(state), newest, snapshot_changes }
     }
 
     /// Takes in what was just committed, and wakes the watchers.
     pub fn apply(&self, changes: &[Change]) {
+        let mut of_snapshots = 0;
         let revision = {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             for entry in changes.iter().filter_map(HistoryEntry::of) {
@@ -85,9 +92,13 @@ impl View {
                 }
                 state.ring.push(entry);
             }
+            of_snapshots += snapshots::apply(&mut state.snapshots, changes);
             state.revision
         };
         self.newest.send_replace(revision);
+        if of_snapshots > 0 {
+            self.snapshot_changes.send_modify(|count| *count += of_snapshots);
+        }
     }
 
     pub fn revision(&self) -> Revision {

@@ -2,8 +2,12 @@
 //! its other effects let out. A crash loses what was not durable, and of a batch under way nobody knows.
 
 use super::rng::Rng;
-use pinfold_domain::{RequestId, Revision, Sandbox, SandboxId, TenantId, Timestamp};
-use pinfold_engine::{Change, Effect, Engine, EngineConfig, Event, RequestRecord, StoredState};
+use pinfold_domain::{
+    RequestId, Revision, Sandbox, SandboxId, Snapshot, SnapshotId, Template, TemplateId, TenantId, Timestamp,
+};
+use pinfold_engine::{
+    Change, Effect, Engine, EngineConfig, Event, OperationRecord, RequestRecord, StoredState,
+};
 use std::collections::BTreeMap;
 
 /// What survives a crash.
@@ -13,6 +17,9 @@ pub struct Store {
     pub requests: BTreeMap<(TenantId, RequestId), RequestRecord>,
     /// sandboxes that were stored once and are removed
     pub removed: BTreeMap<SandboxId, Revision>,
+    pub snapshots: BTreeMap<SnapshotId, Snapshot>,
+    pub templates: BTreeMap<TemplateId, Template>,
+    pub operations: BTreeMap<(TenantId, RequestId), OperationRecord>,
     pub revision: Revision,
     /// stored and not looked at by the checks yet
     fresh: Vec<Sandbox>,
@@ -44,7 +51,29 @@ impl Store {
             Change::DropRequest { tenant, request_id } => {
                 self.requests.remove(&(tenant, request_id)).ok_or("a request was dropped twice")?;
             }
+            Change::PutSnapshot(snapshot) => self.put_snapshot(*snapshot)?,
+            Change::DeleteSnapshot { id } => drop(self.snapshots.remove(&id)),
+            Change::PutTemplate(template) => drop(self.templates.insert(template.id, *template)),
+            Change::DeleteTemplate { id } => {
+                self.templates.remove(&id).ok_or("a template was removed twice")?;
+            }
+            Change::PutOperation(record) => {
+                self.operations.insert((record.tenant.clone(), record.request_id.clone()), *record);
+            }
+            Change::DropOperation { tenant, request_id } => {
+                self.operations.remove(&(tenant, request_id)).ok_or("an operation was dropped twice")?;
+            }
         }
+        Ok(())
+    }
+
+    fn put_snapshot(&mut self, snapshot: Snapshot) -> Result<(), String> {
+        if let Some(old) = self.snapshots.get(&snapshot.id)
+            && (old.state.is_over() && !snapshot.state.is_over())
+        {
+            return Err(format!("snapshot {} went from {} back to {}", old.id, old.state, snapshot.state));
+        }
+        self.snapshots.insert(snapshot.id, snapshot);
         Ok(())
     }
 
@@ -65,6 +94,9 @@ impl Store {
         StoredState {
             sandboxes: self.sandboxes.values().cloned().collect(),
             requests: self.requests.values().cloned().collect(),
+            snapshots: self.snapshots.values().cloned().collect(),
+            templates: self.templates.values().cloned().collect(),
+            operations: self.operations.values().cloned().collect(),
             revision: self.revision,
         }
     }

@@ -104,6 +104,8 @@ impl SimNode {
             images: self.images.clone(),
             kernels: BTreeSet::new(),
             statuses: self.list(),
+            snapshots: Vec::new(),
+            templates: Vec::new(),
         }
     }
 

@@ -8,7 +8,7 @@ use super::node::{Command, Habits, Message, Outcome, SimNode, Work};
 use super::rng::Rng;
 use super::trace::{Happening, Trace};
 use pinfold_domain::{Millis, NodeId, Phase, Reason, Timestamp};
-use pinfold_engine::{Effect, EngineConfig, Event, NodeRegistration, PlacementPolicy, SessionId};
+use pinfold_engine::{Answered, Effect, EngineConfig, Event, NodeRegistration, PlacementPolicy, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -368,6 +368,10 @@ impl World {
         match effect {
             Effect::Persist(_) => return Err("a change was let out after its commit".to_owned()),
             Effect::Answer { call, result } => {
+                let result = result.map(|answered| match answered {
+                    Answered::Sandbox(sandbox) => sandbox,
+                    other => unreachable!("{other:?}"),
+                });
                 if let Ok(sandbox) = &result {
                     check::answered(&self.driver, sandbox)?;
                 }
@@ -386,6 +390,12 @@ impl World {
             Effect::Forget { session, sandbox_id, epoch, .. } => {
                 self.send(session, Command::Forget { sandbox_id, epoch });
             }
+            Effect::PauseOnNode { .. }
+            | Effect::ResumeOnNode { .. }
+            | Effect::TakeSnapshot { .. }
+            | Effect::DropSnapshot { .. }
+            | Effect::PrepareTemplate { .. }
+            | Effect::DropTemplate { .. } => {}
             Effect::CloseSession { session, .. } => self.break_session(session, false),
         }
         Ok(())

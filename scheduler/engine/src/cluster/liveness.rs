@@ -15,12 +15,22 @@
 //! likely the scheduler that is cut off, and what was given up cannot be taken back.
 
 use crate::event::{Effect, NodeRegistration, NodeReport, SessionId};
+use crate::reconcile::Occasion;
 use crate::state::{Ending, State};
 use crate::timers::TimerKey;
-use crate::{ending, reconcile};
-use pinfold_domain::{Cause, Millis, NodeId, NodeState, Reason, SandboxId, Timestamp};
+use crate::{ending, reconcile, snapshots, templates};
+use pinfold_domain::{
+    Cause, Millis, NodeId, NodeState, Reason, SandboxId, SnapshotReport, TemplateReport, Timestamp,
+};
 
 const MINUTE: Millis = Millis::from_secs(60);
+
+/// Everything that is on a node.
+pub(crate) struct NodeList {
+    pub statuses: Vec<NodeReport>,
+    pub snapshots: Vec<SnapshotReport>,
+    pub templates: Vec<TemplateReport>,
+}
 
 /// A session began. It replaces the one before, and its list is authoritative.
 pub(crate) fn joined(state: &mut State, mut registration: NodeRegistration) {
@@ -39,7 +49,11 @@ pub(crate) fn joined(state: &mut State, mut registration: NodeRegistration) {
         return;
     }
     let now = state.now;
-    let statuses = std::mem::take(&mut registration.statuses);
+    let list = NodeList {
+        statuses: std::mem::take(&mut registration.statuses),
+        snapshots: std::mem::take(&mut registration.snapshots),
+        templates: std::mem::take(&mut registration.templates),
+    };
     let entry = state.cluster.entry(&id, now);
     if let Some(old) = entry.session.replace(session).filter(|old| *old != session) {
         let why = "a newer session of this node took over".to_owned();
@@ -50,11 +64,11 @@ pub(crate) fn joined(state: &mut State, mut registration: NodeRegistration) {
     entry.reservations.values_mut().for_each(|reservation| reservation.sequence = None);
     state.retime(TimerKey::Node(id.clone()));
     state.cluster.wake(&id);
-    reconcile::list(state, &id, statuses, reconcile::Occasion::Joined);
+    listed(state, &id, list, Occasion::Joined);
 }
 
 /// A full list came in time, or late: either way the node is there.
-pub(crate) fn heartbeat(state: &mut State, id: &NodeId, session: SessionId, statuses: Vec<NodeReport>) {
+pub(crate) fn heartbeat(state: &mut State, id: &NodeId, session: SessionId, list: NodeList) {
     let now = state.now;
     let Some(entry) = state.cluster.in_session(id, session) else {
         let why = "this session is not the node's current one: register again".to_owned();
@@ -67,7 +81,14 @@ pub(crate) fn heartbeat(state: &mut State, id: &NodeId, session: SessionId, stat
         state.cluster.wake(id);
     }
     state.retime(TimerKey::Node(id.clone()));
-    reconcile::list(state, id, statuses, reconcile::Occasion::Heartbeat);
+    listed(state, id, list, Occasion::Heartbeat);
+}
+
+/// A full list against what is stored.
+fn listed(state: &mut State, id: &NodeId, list: NodeList, occasion: Occasion) {
+    reconcile::list(state, id, list.statuses, occasion);
+    snapshots::list(state, id, list.snapshots, occasion);
+    templates::list(state, id, list.templates, occasion);
 }
 
 /// The stream of a session ended. The node may be back in a moment, so nothing on it is given up.
@@ -158,6 +179,7 @@ fn lose(state: &mut State, id: &NodeId) {
     for sandbox in sandboxes {
         ending::finish(state, sandbox, Ending::Lost(Cause::new(Reason::NodeLost, message.clone())));
     }
+    snapshots::node_lost(state, id, &Cause::new(Reason::NodeLost, message));
     if !registered {
         state.cluster.remove(id);
     }

@@ -6,7 +6,7 @@ pub(crate) mod reservation;
 
 use crate::event::SessionId;
 use node::NodeEntry;
-use pinfold_domain::{Millis, NodeId, NodeState, SandboxId, Timestamp};
+use pinfold_domain::{Millis, NodeId, NodeState, Resources, SandboxId, Timestamp};
 use reservation::Reservation;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -115,6 +115,16 @@ impl Cluster {
     /// Gives the room of `id` back and lets the queue look at the node again.
     pub fn release(&mut self, node: &NodeId, id: SandboxId) {
         if self.get_mut(node).and_then(|entry| entry.release(id)).is_some() {
+            self.wake(node);
+        }
+    }
+
+    /// Changes what `id` takes; when it takes less the queue looks at the node again.
+    pub fn resize(&mut self, node: &NodeId, id: SandboxId, resources: Resources) {
+        let Some(entry) = self.get_mut(node) else { return };
+        let before = entry.node.reserved;
+        entry.resize(id, resources);
+        if before.first_excess(&entry.node.reserved).is_some() {
             self.wake(node);
         }
     }

@@ -2,8 +2,28 @@
 
 use super::reservation::Reservation;
 use crate::event::{NodeRegistration, SessionId};
-use pinfold_domain::{Node, NodeId, NodeState, Resources, SandboxId, Timestamp};
+use pinfold_domain::{
+    Cause, Node, NodeId, NodeState, Resources, SandboxId, SnapshotId, TemplateId, Timestamp,
+};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// How far a node is with a template, as far as is known; see the drawing in `pinfold_domain::template`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// it was told
+    Asked,
+    Preparing,
+    Prepared,
+    Failed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TemplateHere {
+    pub stage: Stage,
+    /// when it came to this stage
+    pub since: Timestamp,
+    pub cause: Option<Cause>,
+}
 
 #[derive(Debug, Clone)]
 pub(crate) struct NodeEntry {
@@ -15,6 +35,10 @@ pub(crate) struct NodeEntry {
     pub reservations: BTreeMap<SandboxId, Reservation>,
     /// what was reserved when it registered: a node may come back smaller than what it holds
     pub reserved_at_join: Resources,
+    /// those that lie here and are Ready
+    pub snapshots: BTreeSet<SnapshotId>,
+    /// what is known of the templates here
+    pub templates: BTreeMap<TemplateId, TemplateHere>,
 }
 
 impl NodeEntry {
@@ -38,6 +62,8 @@ impl NodeEntry {
             registered: false,
             reservations: BTreeMap::new(),
             reserved_at_join: Resources::default(),
+            snapshots: BTreeSet::new(),
+            templates: BTreeMap::new(),
         }
     }
 
@@ -69,6 +95,20 @@ impl NodeEntry {
         let old = self.reservations.insert(id, reservation);
         debug_assert!(old.is_none(), "{id} reserved twice on {}", self.node.id);
         self.node.sandboxes = self.reservations.len() as u64;
+    }
+
+    /// Changes what the reservation of `id` takes. The caller has checked that it fits.
+    pub fn resize(&mut self, id: SandboxId, resources: Resources) {
+        let Some(reservation) = self.reservations.get_mut(&id) else { return };
+        let others = self.node.reserved.saturating_sub(&reservation.resources);
+        reservation.resources = resources;
+        self.node.reserved = others
+            .checked_add(&resources)
+            .expect("a spec's bounds keep the sum of a node's sandboxes far below u64::MAX");
+    }
+
+    pub fn is_prepared(&self, template: TemplateId) -> bool {
+        self.templates.get(&template).is_some_and(|here| here.stage == Stage::Prepared)
     }
 
     /// Removes the reservation of `id`; `None` when there was none.

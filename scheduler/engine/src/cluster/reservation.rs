@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Room is reserved before the node is told and released when the node says that nothing is left, when the assignment
-//! is withdrawn, or when the node is given up. The node keeps its own account and has the last word.
+//! is withdrawn, or when the node is given up. In between it shrinks when a sandbox is paused and grows when it is resumed. The node keeps its own account and has the last word.
 
 use pinfold_domain::{Epoch, Resources, Timestamp};
 

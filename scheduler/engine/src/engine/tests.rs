@@ -3,10 +3,13 @@
 
 use super::*;
 use crate::config::PlacementPolicy;
-use crate::event::{CallId, Change, NodeRegistration, NodeReport, Rejection, RequestRecord, SessionId};
+use crate::event::{
+    Answered, CallId, Change, NodeRegistration, NodeReport, OperationRecord, Rejection, RequestRecord,
+    SessionId,
+};
 use pinfold_domain::{
-    Cause, Epoch, Milestone, Millis, NodeState, Phase, Reason, RequestId, Resources, SandboxSpec,
-    spec::defaults,
+    Cause, Epoch, Milestone, Millis, NodeState, Phase, Reason, RequestId, Resources, SandboxSpec, Template,
+    TemplateId, spec::defaults,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,9 +17,13 @@ mod anything;
 mod assign;
 mod bounds;
 mod create;
+mod fork;
 mod liveness;
 mod restore;
+mod snapshots;
 mod stop;
+mod suspension;
+mod templates;
 
 const GIB: u64 = 1 << 30;
 
@@ -62,6 +69,8 @@ fn registration(name: &str, session: u64, allocatable: Resources) -> NodeRegistr
         images: BTreeSet::from([defaults::IMAGE.to_owned()]),
         kernels: BTreeSet::new(),
         statuses: Vec::new(),
+        snapshots: Vec::new(),
+        templates: Vec::new(),
     }
 }
 
@@ -87,6 +96,9 @@ struct Bench {
     /// what a store would hold
     stored: BTreeMap<SandboxId, Sandbox>,
     requests: BTreeMap<(String, String), RequestRecord>,
+    operations: BTreeMap<(String, String), OperationRecord>,
+    snapshots: BTreeMap<SnapshotId, Snapshot>,
+    templates: BTreeMap<TemplateId, Template>,
 }
 
 impl Bench {
@@ -105,6 +117,9 @@ impl Bench {
             calls: 0,
             stored: BTreeMap::new(),
             requests: BTreeMap::new(),
+            operations: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            templates: BTreeMap::new(),
         }
     }
 
@@ -160,6 +175,18 @@ impl Bench {
                     self.requests.remove(&(tenant.to_string(), request_id.as_str().to_owned())).is_some()
                 );
             }
+            Change::PutSnapshot(snapshot) => drop(self.snapshots.insert(snapshot.id, *snapshot)),
+            Change::DeleteSnapshot { id } => drop(self.snapshots.remove(&id)),
+            Change::PutTemplate(template) => drop(self.templates.insert(template.id, *template)),
+            Change::DeleteTemplate { id } => drop(self.templates.remove(&id)),
+            Change::PutOperation(record) => {
+                let key = (record.tenant.to_string(), record.request_id.as_str().to_owned());
+                self.operations.insert(key, *record);
+            }
+            Change::DropOperation { tenant, request_id } => {
+                let key = (tenant.to_string(), request_id.as_str().to_owned());
+                assert!(self.operations.remove(&key).is_some());
+            }
         }
         assert!(self.stored.values().all(|sandbox| sandbox.revision <= self.engine.revision()));
     }
@@ -169,6 +196,9 @@ impl Bench {
         let stored = StoredState {
             sandboxes: self.stored.values().cloned().collect(),
             requests: self.requests.values().cloned().collect(),
+            operations: self.operations.values().cloned().collect(),
+            snapshots: self.snapshots.values().cloned().collect(),
+            templates: self.templates.values().cloned().collect(),
             revision: self.engine.revision(),
         };
         self.engine = Engine::restore(self.config.clone(), self.now, stored);
@@ -209,7 +239,9 @@ impl Bench {
     }
 
     fn heartbeat(&mut self, node: &str, session: u64, statuses: Vec<NodeReport>) -> &[Effect] {
-        self.step(Event::Heartbeat { node: node_id(node), session: SessionId(session), statuses })
+        let (node, session) = (node_id(node), SessionId(session));
+        let (snapshots, templates) = (Vec::new(), Vec::new());
+        self.step(Event::Heartbeat { node, session, statuses, snapshots, templates })
     }
 
     fn report(&mut self, node: &str, session: u64, status: NodeReport) -> &[Effect] {
@@ -228,13 +260,20 @@ impl Bench {
     }
 
     fn answer(&self, wanted: CallId) -> Result<Sandbox, Rejection> {
+        self.answered(wanted).map(|answered| match answered {
+            Answered::Sandbox(sandbox) => *sandbox,
+            other => panic!("not a sandbox: {other:?}"),
+        })
+    }
+
+    fn answered(&self, wanted: CallId) -> Result<Answered, Rejection> {
         let mut answers = self.effects.iter().filter_map(|effect| match effect {
             Effect::Answer { call, result } => Some((call, result)),
             _ => None,
         });
         let (call, result) = answers.next().expect("an answer");
         assert_eq!((*call, answers.next()), (wanted, None));
-        result.clone().map(|sandbox| *sandbox)
+        result.clone()
     }
 
     fn try_create(&mut self, request: &str, spec: SandboxSpec) -> Result<Sandbox, Rejection> {

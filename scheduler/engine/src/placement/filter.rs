@@ -11,6 +11,8 @@ pub(crate) enum Filter {
     NodeState,
     /// it refused this sandbox a moment ago
     Refused,
+    /// it does not hold the snapshot
+    Snapshot,
     NodeLabels,
     Image,
     Kernel,
@@ -21,9 +23,10 @@ pub(crate) enum Filter {
 }
 
 impl Filter {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NodeState,
         Self::Refused,
+        Self::Snapshot,
         Self::NodeLabels,
         Self::Image,
         Self::Kernel,
@@ -37,6 +40,7 @@ impl Filter {
         match self {
             Self::NodeState => "node_state",
             Self::Refused => "refused",
+            Self::Snapshot => "snapshot",
             Self::NodeLabels => "node_labels",
             Self::Image => "image",
             Self::Kernel => "kernel",
@@ -74,6 +78,9 @@ pub(crate) fn has_kernel(entry: &NodeEntry, requirement: &Requirement) -> bool {
 }
 
 fn by_kind(entry: &NodeEntry, requirement: &Requirement) -> Option<Filter> {
+    if requirement.snapshot.is_some_and(|snapshot| !entry.snapshots.contains(&snapshot)) {
+        return Some(Filter::Snapshot);
+    }
     let labels = &entry.node.labels;
     if !requirement.node_labels.iter().all(|(key, value)| labels.get(key) == Some(value)) {
         return Some(Filter::NodeLabels);

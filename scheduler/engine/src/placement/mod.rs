@@ -12,7 +12,9 @@ use crate::cluster::Cluster;
 use crate::config::PlacementPolicy;
 use crate::state::State;
 use explain::Counts;
-use pinfold_domain::{Explanation, NodeId, Reason, Resources, SandboxSpec, Verdict};
+use pinfold_domain::{
+    Explanation, NodeId, Reason, Resources, SandboxSpec, SnapshotId, Source, TemplateId, Verdict,
+};
 use score::Score;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,18 +26,28 @@ pub(crate) struct Requirement {
     pub image: String,
     pub kernel: Option<String>,
     pub node_labels: BTreeMap<String, String>,
+    /// only the node that holds it
+    pub snapshot: Option<SnapshotId>,
+    /// a node that has prepared it is better than any that has not
+    pub template: Option<TemplateId>,
     /// nodes that refused this very sandbox a moment ago
     pub refused_by: BTreeSet<NodeId>,
 }
 
 impl Requirement {
-    pub fn new(spec: &SandboxSpec, refused_by: BTreeSet<NodeId>) -> Self {
+    pub fn new(spec: &SandboxSpec, template: Option<TemplateId>, refused_by: BTreeSet<NodeId>) -> Self {
+        let snapshot = match spec.source {
+            Source::Snapshot(id) => Some(id),
+            Source::Image | Source::Template(_) => None,
+        };
         let Resources { cpu_millis, memory_bytes, disk_bytes, pids } = spec.resources;
         Self {
             amounts: [cpu_millis, memory_bytes, disk_bytes, pids],
             image: spec.image.clone(),
             kernel: spec.kernel.clone(),
             node_labels: spec.node_labels.clone(),
+            snapshot,
+            template,
             refused_by,
         }
     }
@@ -72,7 +84,7 @@ pub(crate) fn scan(cluster: &Cluster, policy: PlacementPolicy, requirement: &Req
         let rejection = filter::first_rejection(entry, requirement);
         counts.add(rejection);
         if rejection.is_none() {
-            let score = (Score::new(policy, entry, &requirement.resources()), &entry.node.id);
+            let score = (Score::new(policy, entry, requirement), &entry.node.id);
             best = Some(best.map_or(score, |held| held.min(score)));
         }
     }
@@ -84,6 +96,10 @@ pub(crate) fn scan(cluster: &Cluster, policy: PlacementPolicy, requirement: &Req
 /// The best node for a requirement, from a view that is kept.
 pub(crate) fn decide(state: &mut State, requirement: &Requirement) -> Decision {
     let policy = state.config.placement;
+    // one node at most can take it, and few sandboxes share it: not worth a view
+    if requirement.snapshot.is_some() {
+        return scan(&state.cluster, policy, requirement);
+    }
     let decision = state.views.decide(&state.cluster, policy, requirement);
     if state.config.check_invariants {
         assert_eq!(decision, scan(&state.cluster, policy, requirement), "a view differs from the fleet");

@@ -1,9 +1,9 @@
 //! The score is a struct whose field order is the policy; the smallest wins. Between equal scores the node's name decides,
 //! so that equal nodes are taken in a fixed order and a replay decides the same.
 
+use super::Requirement;
 use crate::cluster::node::NodeEntry;
 use crate::config::PlacementPolicy;
-use pinfold_domain::Resources;
 use pinfold_domain::resources::Dimension;
 
 /// Millionths of a node's own size.
@@ -11,6 +11,8 @@ const WHOLE: u64 = 1_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Score {
+    /// the sandbox would boot here and could be restored elsewhere
+    unprepared: bool,
     /// Pack: what would be left free, summed over the dimensions (best fit). Spread: the use of the fullest dimension.
     policy: u64,
     /// how unevenly the dimensions would be left: room of one kind only is of no use
@@ -20,9 +22,10 @@ pub(crate) struct Score {
 }
 
 impl Score {
-    /// `entry` has room for `wanted`.
-    pub fn new(policy: PlacementPolicy, entry: &NodeEntry, wanted: &Resources) -> Self {
-        let left = entry.free().saturating_sub(wanted);
+    /// `entry` has room for what is required.
+    pub fn new(policy: PlacementPolicy, entry: &NodeEntry, requirement: &Requirement) -> Self {
+        let left = entry.free().saturating_sub(&requirement.resources());
+        let unprepared = requirement.template.is_some_and(|template| !entry.is_prepared(template));
         let shares = Dimension::ALL.map(|d| share(left.get(d), entry.node.allocatable.get(d)));
         let most = shares.into_iter().max().unwrap_or(0);
         let least = shares.into_iter().min().unwrap_or(0);
@@ -30,7 +33,7 @@ impl Score {
             PlacementPolicy::Pack => shares.into_iter().sum(),
             PlacementPolicy::Spread => WHOLE - least,
         };
-        Self { policy, imbalance: most - least, sandboxes: entry.node.sandboxes }
+        Self { unprepared, policy, imbalance: most - least, sandboxes: entry.node.sandboxes }
     }
 }
 

@@ -29,6 +29,8 @@ fn node(cluster: &mut Cluster, name: &str, allocatable: Resources, used: Resourc
             images: images.iter().map(|image| (*image).to_owned()).collect(),
             kernels: BTreeSet::new(),
             statuses: Vec::new(),
+            snapshots: Vec::new(),
+            templates: Vec::new(),
         },
         Timestamp(0),
     );
@@ -65,6 +67,8 @@ fn want(resources: Resources) -> Requirement {
         image: defaults::IMAGE.to_owned(),
         kernel: None,
         node_labels: BTreeMap::new(),
+        snapshot: None,
+        template: None,
         refused_by: BTreeSet::new(),
     }
 }

@@ -101,7 +101,7 @@ impl View {
         }
         let now = match filter::first_rejection(entry, requirement) {
             Some(rejection) => Err(rejection),
-            None => Ok(Score::new(policy, entry, &requirement.resources())),
+            None => Ok(Score::new(policy, entry, requirement)),
         };
         let possible = entry.node.state != NodeState::Lost
             && filter::first_rejection_when_empty(entry, requirement).is_none();

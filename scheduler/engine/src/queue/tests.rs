@@ -18,7 +18,7 @@ fn requirement(kind: u64) -> Requirement {
         io_bytes_per_second: None,
         source: pinfold_domain::Source::Image,
     };
-    Requirement::new(&spec, BTreeSet::new())
+    Requirement::new(&spec, None, BTreeSet::new())
 }
 
 fn id(number: u64) -> SandboxId {

@@ -89,7 +89,7 @@ impl World {
                 if host.registered == Some(session) {
                     host.heard.push(self.now);
                 }
-                Event::Heartbeat { node, session, statuses }
+                Event::Heartbeat { node, session, statuses, snapshots: Vec::new(), templates: Vec::new() }
             }
             Message::Report(status) => {
                 let (sandbox_id, epoch, running) =

@@ -109,7 +109,13 @@ impl Anything {
             }
             Act::Heartbeat { node, session, list } => {
                 let statuses = list.into_iter().map(|said| self.report(said)).collect();
-                Event::Heartbeat { node: Self::node(node), session: SessionId(session), statuses }
+                Event::Heartbeat {
+                    node: Self::node(node),
+                    session: SessionId(session),
+                    statuses,
+                    snapshots: Vec::new(),
+                    templates: Vec::new(),
+                }
             }
             Act::Report { node, session, said } => {
                 let status = self.report(said);
