@@ -1,19 +1,21 @@
-//! ACPI tables: RSDP -> XSDT -> FADT (-> DSDT), MADT.
+//! ACPI tables: RSDP -> XSDT -> FADT (-> DSDT), MADT. What the DSDT describes is in [`dsdt`].
 //!
 //! The platform has the fixed hardware of ACPI as far as a guest needs it: a PM1 control register to power off by and a
 //! reset register. It does not say that it is hardware-reduced, because Linux then resets by EFI, which is not here.
-//! Each virtio-mmio device is a DSDT device with `_HID` LNRO0005, which stock distribution kernels know.
+
+mod dsdt;
+#[cfg(test)]
+mod tests;
 
 use crate::layout;
 use crate::memory::GuestMemory;
+use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
-use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, aml};
 use vm_memory::{Bytes, GuestAddress};
 
 const OEM: [u8; 6] = *b"PINFLD";
@@ -49,11 +51,11 @@ pub fn write(
     let mut next = facs + FACS_ALIGNMENT;
     let mut place = |bytes: &[u8]| {
         let at = next;
-        assert!(at + bytes.len() as u64 <= layout::ACPI_TABLES_END, "tables of 10 devices and 32 vCPUs fit");
+        assert!(at + bytes.len() as u64 <= layout::VM_GENERATION_ID, "tables of 10 devices and 32 vCPUs fit");
         next = (at + bytes.len() as u64).next_multiple_of(16);
         memory.write_slice(bytes, GuestAddress(at)).map(|()| at)
     };
-    let dsdt = place(&dsdt(windows))?;
+    let dsdt = place(&dsdt::table(windows))?;
     let fadt = place(&fadt(dsdt, facs))?;
     let madt = place(&madt(vcpus))?;
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
@@ -103,43 +105,4 @@ fn madt(vcpus: u32) -> Vec<u8> {
     }
     madt.add_structure(IoApic::new(0, layout::IO_APIC, 0));
     bytes_of(&madt)
-}
-
-fn dsdt(windows: &[MmioWindow]) -> Vec<u8> {
-    let mut body = Vec::new();
-    let sleep_off = aml::Package::new(vec![&SLEEP_TYPE_OFF, &0u8]);
-    aml::Name::new("_S5_".into(), &sleep_off).to_aml_bytes(&mut body);
-    let devices: Vec<u8> =
-        windows.iter().enumerate().flat_map(|(index, window)| virtio(index, *window)).collect();
-    body.extend(aml::Scope::raw("_SB_".into(), [serial(), devices].concat()));
-    let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
-    table.append_slice(&body);
-    table.as_slice().to_vec()
-}
-
-fn serial() -> Vec<u8> {
-    let ports = aml::IO::new(layout::SERIAL_PORT, layout::SERIAL_PORT, 1, layout::SERIAL_PORTS as u8);
-    let line = aml::Interrupt::new(true, true, false, false, layout::SERIAL_LINE);
-    bytes_of(&aml::Device::new(
-        "COM1".into(),
-        vec![
-            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0501")),
-            &aml::Name::new("_UID".into(), &0u8),
-            &aml::Name::new("_CRS".into(), &aml::ResourceTemplate::new(vec![&ports, &line])),
-        ],
-    ))
-}
-
-fn virtio(index: usize, window: MmioWindow) -> Vec<u8> {
-    let registers = aml::Memory32Fixed::new(true, window.address as u32, layout::VIRTIO_MMIO_SIZE as u32);
-    let line = aml::Interrupt::new(true, true, false, false, window.line);
-    bytes_of(&aml::Device::new(
-        format!("VR{index:02}").as_str().into(),
-        vec![
-            &aml::Name::new("_HID".into(), &"LNRO0005"),
-            &aml::Name::new("_UID".into(), &(index as u32)),
-            &aml::Name::new("_CCA".into(), &aml::ONE),
-            &aml::Name::new("_CRS".into(), &aml::ResourceTemplate::new(vec![&registers, &line])),
-        ],
-    ))
 }

@@ -19,8 +19,8 @@ use crate::metrics::Metrics;
 use crate::vcpu::Vcpu;
 use crate::vcpu::cpuid::{CpuidError, Template};
 use crate::vcpu::registers::{self, RegisterError};
-use crate::{layout, seccomp, signals};
-use devices::{attach_devices, attach_serial, make_devices, windows};
+use crate::{generation, layout, seccomp, signals};
+use devices::{attach_devices, attach_platform, attach_serial, make_devices, windows};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
 use pinfold_vmm_api::config::limits;
@@ -125,6 +125,9 @@ pub fn build(
     let transports = attach_devices(&vm, devices, &memory, &metrics)?;
     let windows = windows(transports.len());
 
+    let platform = attach_platform(&vm)?;
+    let generation = generation::fresh().map_err(host("get random numbers"))?;
+    generation::write(&memory, generation).map_err(BuildError::Acpi)?;
     let rsdp = acpi::write(&memory, config.vcpus, &windows).map_err(BuildError::Acpi)?;
     let command_line = command_line(config, &windows)?;
     let source = boot::Source {
@@ -155,6 +158,7 @@ pub fn build(
         meter: MemoryMeter::new(smaps, &memory),
         ring: Writer::create(descriptors.console).map_err(host("set up the console ring"))?,
         console,
+        platform,
         ending,
         teller: Teller::new(&metrics.events).map_err(host("make descriptors for events"))?,
         metrics,

@@ -33,6 +33,8 @@ pub const COMMAND_LINE: u64 = 0x2_0000;
 /// The kernel also looks for the RSDP by itself, from 0xe0000 to 0xfffff (ACPI 6.5, 5.2.5.1).
 pub const ACPI_TABLES: u64 = 0xe_0000;
 pub const ACPI_TABLES_END: u64 = 0x10_0000;
+/// 16 bytes in a page of their own, which the guest's kernel reads and never writes.
+pub const VM_GENERATION_ID: u64 = 0xf_f000;
 
 /// One page for each virtio-mmio device, the first at this address.
 pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
@@ -50,12 +52,20 @@ pub const VIRTIO_LINES: [u32; 10] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 3];
 /// System control interrupt of ACPI. Nothing raises it.
 pub const SCI_LINE: u32 = 9;
 pub const SERIAL_LINE: u32 = 4;
+/// Lines of the event device, past those of the PIC: only kernels with ACPI have it, and they have an I/O APIC.
+pub const GENERATION_LINE: u32 = 16;
+pub const POWER_BUTTON_LINE: u32 = 17;
 
 /// First of the eight ports of the first serial line.
 pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_PORTS: u16 = 8;
 pub const I8042_DATA_PORT: u16 = 0x60;
 pub const I8042_COMMAND_PORT: u16 = 0x64;
+/// Address register of PCI's first configuration mechanism, four ports (PCI Local Bus 3.0, 3.2.2.3.2).
+pub const PCI_ADDRESS_PORT: u16 = 0xcf8;
+pub const PCI_ADDRESS_PORTS: u16 = 4;
+/// Where a kernel says that it panicked (QEMU, docs/specs/pvpanic).
+pub const PANIC_PORT: u16 = 0x505;
 /// ACPI fixed hardware (ACPI 6.5, 4.8.3): PM1a event block, PM1a control block, and the reset register.
 pub const PM1_EVENT_PORT: u16 = 0x600;
 pub const PM1_EVENT_PORTS: u16 = 4;

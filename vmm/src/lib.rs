@@ -18,6 +18,7 @@ pub mod ending;
 pub mod events;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+pub mod generation;
 pub mod layout;
 pub mod machine;
 pub mod memory;

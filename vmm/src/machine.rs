@@ -13,6 +13,7 @@ mod works;
 
 use crate::control::ControlServer;
 use crate::devices::console::{ConsoleBuffer, FLUSH_INTERVAL};
+use crate::devices::platform::PlatformEvents;
 use crate::devices::virtio::mmio::Transport;
 use crate::ending::Ending;
 use crate::events::Teller;
@@ -41,6 +42,7 @@ const EVENTS: usize = 32;
 pub struct Shared {
     pub meter: MemoryMeter,
     pub console: ConsoleBuffer,
+    pub platform: PlatformEvents,
     pub ring: Writer,
     pub ending: Arc<Ending>,
     pub metrics: Arc<Metrics>,

@@ -3,6 +3,7 @@
 use super::{BuildError, host, kvm};
 use crate::acpi::MmioWindow;
 use crate::devices::console::ConsoleBuffer;
+use crate::devices::platform::PlatformEvents;
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::device::Block;
@@ -22,6 +23,14 @@ pub(super) fn attach_serial(vm: &VmFd, console: ConsoleBuffer) -> Result<SerialP
     let (serial, line) = SerialPort::new(console).map_err(host("make an eventfd"))?;
     vm.register_irqfd(&line, layout::SERIAL_LINE).map_err(kvm("wire the line of the serial port"))?;
     Ok(serial)
+}
+
+pub(super) fn attach_platform(vm: &VmFd) -> Result<PlatformEvents, BuildError> {
+    let platform = PlatformEvents::new().map_err(host("make eventfds"))?;
+    for (line, number) in platform.lines() {
+        vm.register_irqfd(line, number).map_err(kvm("wire the lines of the event device"))?;
+    }
+    Ok(platform)
 }
 
 /// In the order in which the guest finds them: disks, sockets, entropy.

@@ -12,18 +12,25 @@ use crate::events::Source;
 use crate::layout;
 use crate::metrics::Metrics;
 use pinfold_vmm_api::control::{EventKind, ExitReason};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// i8042 command: pulse output line 0, which is wired to the reset of the processor.
 const I8042_PULSE_RESET: u8 = 0xfe;
+/// The only bit of the panic port: what it can take, and what the guest writes.
+const PANICKED: u8 = 1;
 
 pub struct Bus {
     serial: Mutex<SerialPort>,
     power: Mutex<PowerRegisters>,
+    /// The address register of PCI's configuration mechanism. No bus is behind it, but a kernel that finds a mechanism
+    /// says nothing, and one that finds none prints a line of 70 exits. Nobody reads it after the probe: it is not saved.
+    pci_address: AtomicU32,
     virtio: Vec<Arc<Transport>>,
     ending: Arc<Ending>,
     metrics: Arc<Metrics>,
     source: Arc<Source>,
+    machine: Arc<Source>,
 }
 
 impl Bus {
@@ -33,8 +40,17 @@ impl Bus {
         ending: Arc<Ending>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let source = metrics.events.source("bus");
-        Self { serial: Mutex::new(serial), power: Mutex::default(), virtio, ending, metrics, source }
+        let (source, machine) = (metrics.events.source("bus"), metrics.events.source("machine"));
+        Self {
+            serial: Mutex::new(serial),
+            power: Mutex::default(),
+            pci_address: AtomicU32::new(0),
+            virtio,
+            ending,
+            metrics,
+            source,
+            machine,
+        }
     }
 
     /// `data` is one access or the repetitions of a string instruction, all to the same port.
@@ -47,6 +63,16 @@ impl Bus {
             layout::RESET_PORT if first == acpi::RESET_VALUE => {
                 self.ending
                     .state(ExitReason::GuestReset, "the guest reset itself by the ACPI reset register");
+            }
+            layout::PANIC_PORT if first & PANICKED != 0 => {
+                let message = "the guest's kernel panicked";
+                self.machine.report(EventKind::GuestPanic, || message.into());
+                self.ending.state(ExitReason::GuestPanic, message);
+            }
+            layout::PCI_ADDRESS_PORT => {
+                if let Ok(address) = data.try_into().map(u32::from_le_bytes) {
+                    self.pci_address.store(address, Ordering::Relaxed);
+                }
             }
             _ if PowerRegisters::covers(port) => {
                 if self.power.lock().unwrap_or_else(PoisonError::into_inner).write(port, data) {
@@ -68,6 +94,12 @@ impl Bus {
             // no keyboard, nothing in its buffers
             layout::I8042_DATA_PORT | layout::I8042_COMMAND_PORT => data.fill(0),
             layout::RESET_PORT => data.fill(0),
+            layout::PANIC_PORT => data.fill(PANICKED),
+            layout::PCI_ADDRESS_PORT => {
+                let address = self.pci_address.load(Ordering::Relaxed).to_le_bytes();
+                data.fill(0xff);
+                data.iter_mut().zip(address).for_each(|(slot, byte)| *slot = byte);
+            }
             _ if PowerRegisters::covers(port) => {
                 self.power.lock().unwrap_or_else(PoisonError::into_inner).read(port, data);
             }

@@ -2,6 +2,7 @@
 
 pub mod bus;
 pub mod console;
+pub mod platform;
 pub mod power;
 pub mod rate_limit;
 pub mod serial;

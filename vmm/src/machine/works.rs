@@ -113,6 +113,10 @@ impl Works {
                 self.shared.ending.state(ExitReason::Killed, "killed by a request on the control socket");
                 Response::Killed
             }
+            Request::PowerButton => match self.shared.platform.press_power_button() {
+                Ok(()) => Response::Done,
+                Err(error) => Response::Error { message: format!("the button cannot be pressed: {error}") },
+            },
             Request::Pause => self.or_end("pause", Self::pause),
             Request::Resume => self.or_end("resume", Self::resume),
             other => Response::Error { message: format!("this machine cannot do {other:?} yet") },

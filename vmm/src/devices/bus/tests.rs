@@ -45,7 +45,8 @@ fn serial_output_reaches_the_console_one_byte_or_many() {
 
 #[test]
 fn each_way_to_end_has_its_reason() {
-    let ends: [(u16, &[u8], ExitReason); 3] = [
+    let ends: [(u16, &[u8], ExitReason); 4] = [
+        (layout::PANIC_PORT, &[1], ExitReason::GuestPanic),
         (layout::I8042_COMMAND_PORT, &[0xfe], ExitReason::GuestReset),
         (layout::RESET_PORT, &[acpi::RESET_VALUE], ExitReason::GuestReset),
         (layout::PM1_CONTROL_PORT, &[0, 5 << 2 | 1 << 5], ExitReason::GuestPowerOff),
@@ -63,7 +64,8 @@ fn no_other_port_ends_the_machine_and_all_read_as_ones() {
     for port in 0..=u16::MAX {
         let device = serial_offset(port).is_some()
             || PowerRegisters::covers(port)
-            || [layout::RESET_PORT, layout::I8042_COMMAND_PORT, layout::I8042_DATA_PORT].contains(&port);
+            || [layout::RESET_PORT, layout::I8042_COMMAND_PORT, layout::I8042_DATA_PORT].contains(&port)
+            || [layout::PANIC_PORT, layout::PCI_ADDRESS_PORT].contains(&port);
         for width in [1, 2, 4, 4096] {
             if !device {
                 rig.bus.port_write(port, &vec![0xfe; width]);
@@ -95,4 +97,36 @@ fn addresses_outside_of_windows_read_as_ones_and_count() {
         rig.bus.memory_write(address, &data);
     }
     assert_eq!(rig.metrics.guest_errors.get(), 2 * outside.len() as u64);
+}
+
+#[test]
+fn the_panic_port_says_what_it_takes_and_takes_nothing_else() {
+    let rig = rig();
+    let mut events = [0];
+    rig.bus.port_read(layout::PANIC_PORT, &mut events);
+    assert_eq!(events, [1]);
+    for value in [0, 2, 0xfe] {
+        rig.bus.port_write(layout::PANIC_PORT, &[value]);
+        assert_eq!(reason(&rig), None, "{value:#x}");
+    }
+}
+
+/// What Linux does to tell the first configuration mechanism (`pci_check_type1`), then a look at the bus.
+#[test]
+fn pci_has_a_mechanism_and_no_bus() {
+    let rig = rig();
+    let address = || {
+        let mut four = [0; 4];
+        rig.bus.port_read(layout::PCI_ADDRESS_PORT, &mut four);
+        u32::from_le_bytes(four)
+    };
+    assert_eq!(address(), 0);
+    rig.bus.port_write(layout::PCI_ADDRESS_PORT + 3, &[1]);
+    rig.bus.port_write(layout::PCI_ADDRESS_PORT, &0x8000_0000_u32.to_le_bytes());
+    assert_eq!(address(), 0x8000_0000);
+    rig.bus.port_write(layout::PCI_ADDRESS_PORT, &[1, 2]);
+    assert_eq!(address(), 0x8000_0000, "only whole addresses");
+    let mut vendor = [0; 4];
+    rig.bus.port_read(layout::PCI_ADDRESS_PORT + 4, &mut vendor);
+    assert_eq!(vendor, [0xff; 4]);
 }
