@@ -48,7 +48,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     shutdown::on_signals(&tasks).context("listen for signals")?;
     let state = StateDirectory::open(&config.state_dir).map_err(sentence)?;
     let allocatable = config.allocatable(capacity::of_machine(&config.state_dir).map_err(sentence)?);
-    let host = host(&config, state, allocatable.disk_bytes)?;
+    let host = host(&config, state, allocatable.disk_bytes, &tasks)?;
     let term = TermKeeper::open(host.state.term_file()).map_err(sentence)?;
     let let_go = CancellationToken::new();
     let registry = Arc::new(Registry::new(host.clone(), allocatable, tasks.clone(), let_go.clone()));
@@ -98,16 +98,16 @@ async fn end(
     Ok(())
 }
 
-fn host(config: &AgentConfig, state: StateDirectory, disk_bytes: u64) -> anyhow::Result<Host> {
+fn host(config: &AgentConfig, state: StateDirectory, disk_bytes: u64, tasks: &Tasks) -> anyhow::Result<Host> {
     let catalog = catalog(config, &state, disk_bytes).map_err(sentence)?;
     Ok(Host {
         images: Arc::new(ImageDirectory::new(config.images_dir())),
         disks: Arc::new(Ext4Disks),
         cgroups: Arc::new(CgroupTree::open(&config.cgroup_root).map_err(sentence)?),
-        machines: Arc::new(LinuxMachines::new(Programs {
-            jailer: config.jailer.clone(),
-            vmm: config.vmm.clone(),
-        })),
+        machines: Arc::new(LinuxMachines::new(
+            Programs { jailer: config.jailer.clone(), vmm: config.vmm.clone() },
+            tasks.clone(),
+        )),
         guests: Arc::new(VsockGuests),
         uids: Arc::new(UidPool::new(config.uid_base, config.uid_count)),
         catalog: Arc::new(catalog),

@@ -2,12 +2,13 @@
 
 use super::launch::{self, Programs};
 use super::process::Process;
-use super::{ControlError, Exit, LaunchError, LaunchPlan, Machine, Machines, ProcessRecord, control};
+use super::{ControlError, Exit, LaunchError, LaunchPlan, Machine, Machines, ProcessRecord, control, events};
 use crate::host::paths::SandboxPaths;
 use crate::host::snapshots::SnapshotKey;
 use crate::host::{Act, HostError};
 use futures::future::BoxFuture;
 use pinfold_domain::SandboxId;
+use pinfold_service::Tasks;
 use pinfold_vmm_api::control::{
     ExitRecord, Request, Response, SnapshotKind, SnapshotRequest, SnapshotTaken, Status,
 };
@@ -35,11 +36,12 @@ const WORKING_SET_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct LinuxMachines {
     programs: Programs,
+    tasks: Tasks,
 }
 
 impl LinuxMachines {
-    pub fn new(programs: Programs) -> Self {
-        Self { programs }
+    pub fn new(programs: Programs, tasks: Tasks) -> Self {
+        Self { programs, tasks }
     }
 }
 
@@ -49,6 +51,7 @@ impl Machines for LinuxMachines {
             let pid = launch::start(&self.programs, &plan).await?;
             let opened = Process::open_new(pid, &plan.cgroup).act(|| format!("watch process {pid}"))?;
             let process = opened.ok_or_else(|| LaunchError::Ended(self.ended(&plan.paths)))?;
+            events::follow(&self.tasks, plan.id, plan.paths.control());
             let machine: Arc<dyn Machine> = Arc::new(LinuxMachine { process, paths: plan.paths });
             Ok(machine)
         })
@@ -62,6 +65,7 @@ impl Machines for LinuxMachines {
     ) -> Result<Option<Arc<dyn Machine>>, HostError> {
         let process = Process::open_known(process).act(|| format!("watch the VMM of {id}"))?;
         Ok(process.map(|process| {
+            events::follow(&self.tasks, id, paths.control());
             let machine: Arc<dyn Machine> = Arc::new(LinuxMachine { process, paths: paths.clone() });
             machine
         }))

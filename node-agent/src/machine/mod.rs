@@ -4,6 +4,7 @@
 
 pub mod control;
 pub mod ending;
+pub mod events;
 pub mod launch;
 pub mod linux;
 pub mod process;
