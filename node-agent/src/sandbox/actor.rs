@@ -21,6 +21,7 @@
 use super::bringup::{self, Context, Ready};
 use super::restore::{self, Origin};
 use super::teardown;
+use crate::clock::BootTime;
 use crate::host::snapshots::Draft;
 use crate::machine::Machine;
 use crate::machine::ending::{classify, in_console};
@@ -115,7 +116,7 @@ impl Actor {
                     Err(end) => end,
                 };
             }
-            Begin::Adopted { machine, ready: true } => Ok(Ready { machine, origin: None }),
+            Begin::Adopted { machine, ready: true } => Ok(Ready { machine, origin: None, restored: None }),
             Begin::Adopted { machine, ready: false } => {
                 *held = Some(Arc::clone(&machine));
                 let context = self.context.clone();
@@ -130,7 +131,7 @@ impl Actor {
                 self.starting(async move { bringup::run(&context, after).await }).await
             }
         };
-        let Ready { machine, origin } = match started {
+        let Ready { machine, origin, restored } = match started {
             Ok(ready) => ready,
             Err(end) => return end,
         };
@@ -141,6 +142,9 @@ impl Actor {
         // an adopted sandbox may be on its way down already
         for phase in [Phase::Starting, Phase::Resuming] {
             self.context.ledger.go_on(phase, Phase::Running, None);
+        }
+        if let Some(restored) = restored {
+            restored.tell(&self.context).await;
         }
         if let Some(origin) = origin {
             self.record_working_set(&machine, origin).await;
@@ -191,7 +195,10 @@ impl Actor {
     async fn starting(&mut self, up: impl Future<Output = Result<Ready, Cause>>) -> Result<Ready, End> {
         let assignment = self.context.ledger.assignment();
         let limit = Duration::from_millis(assignment.spec.start_timeout.0);
-        let deadline = assignment.assigned_at.after(limit);
+        // an earlier agent may have begun to resume it long after its assignment
+        let resuming = self.context.ledger.record().phase == Phase::Resuming;
+        let begun = if resuming { BootTime::now() } else { assignment.assigned_at };
+        let deadline = begun.after(limit);
         let stopped = tokio::select! {
             biased;
             () = self.detach.cancelled() => return Err(End::Detached),

@@ -11,6 +11,7 @@
 //! [`super::teardown`], each act of which is idempotent. So a cause for failure is all that a step returns.
 
 use super::record::{Assignment, Ledger};
+use super::restore::Restored;
 use super::{Host, policy, restore, teardown};
 use crate::clock::BootTime;
 use crate::guest::{GuestError, HelloFuture, clock_ms};
@@ -111,8 +112,10 @@ pub struct Booted {
 /// The guest has called in and is configured.
 pub struct Ready {
     pub machine: Arc<dyn Machine>,
-    /// what it was restored from
+    /// what it was restored from, where that is listed
     pub origin: Option<restore::Origin>,
+    /// it was not booted
+    pub restored: Option<Restored>,
 }
 
 /// All steps, from what the sandbox is to be made of. The caller bounds the time and undoes on failure. `after`: cancelled
@@ -157,7 +160,7 @@ pub async fn resume(context: &Context, machine: Arc<dyn Machine>) -> Result<Read
         }
     }
     context.ledger.reach(Milestone::GuestReady, None);
-    Ok(Ready { machine, origin: None })
+    Ok(Ready { machine, origin: None, restored: None })
 }
 
 impl Accepted {
@@ -271,7 +274,7 @@ impl Booted {
         // The guest has nothing more to say here: from now on it cannot connect to the host at all.
         remove_file(&context.ledger.paths().hello()).map_err(host_cause)?;
         context.ledger.reach(Milestone::GuestReady, None);
-        Ok(Ready { machine, origin: None })
+        Ok(Ready { machine, origin: None, restored: None })
     }
 }
 

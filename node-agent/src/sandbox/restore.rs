@@ -59,6 +59,13 @@ struct Jailed {
     at: BootTime,
 }
 
+/// The guest has been woken.
+pub struct Restored {
+    pub machine: Arc<dyn Machine>,
+    /// when it was jailed
+    at: BootTime,
+}
+
 /// The way that the assignment names.
 pub async fn or_boot(context: &Context) -> Result<Ready, Cause> {
     let Assignment { id, spec, template, .. } = context.ledger.assignment();
@@ -138,14 +145,14 @@ fn restore_cause(cause: Cause) -> Cause {
 async fn from_saved(context: &Context, saved: Arc<Saved>) -> Result<Ready, Cause> {
     let generation = new_generation()?;
     context.ledger.note(false, |saving| saving.generation = Some(generation));
-    let machine = Accepted::check(context, saved)?
+    let restored = Accepted::check(context, saved)?
         .prepare(context)
         .await?
         .jail(context, false)
         .await?
         .restore(context, false)
         .await?;
-    Ok(Ready { machine, origin: None })
+    Ok(restored.into())
 }
 
 /// How a resume failed.
@@ -157,7 +164,7 @@ pub enum NotResumed {
 }
 
 /// The paused sandbox goes on.
-pub async fn resume(context: &Context) -> Result<Arc<dyn Machine>, NotResumed> {
+pub async fn resume(context: &Context) -> Result<Restored, NotResumed> {
     let saved = context.ledger.paths().saved();
     let saved = Saved::open(&saved, false)
         .map_err(|error| NotResumed::Lost(Cause::new(Reason::SnapshotInvalid, error.to_string())))?;
@@ -188,7 +195,13 @@ pub async fn wake_again(context: &Context, machine: Arc<dyn Machine>) -> Result<
     let paused = context.ledger.record().phase == pinfold_domain::Phase::Resuming;
     context.ledger.note(false, |saving| saving.saved = false);
     let jailed = Jailed { machine, at: BootTime::now() };
-    Ok(Ready { machine: jailed.restore(context, paused).await?, origin: None })
+    Ok(jailed.restore(context, paused).await?.into())
+}
+
+impl From<Restored> for Ready {
+    fn from(restored: Restored) -> Self {
+        Self { machine: Arc::clone(&restored.machine), origin: None, restored: Some(restored) }
+    }
 }
 
 impl Accepted {
@@ -249,7 +262,7 @@ impl Prepared {
 impl Jailed {
     /// The guest runs, has what tells it from others, and its workload goes on. It is asked at once and answers as soon as it
     /// can: nothing is waited for before it.
-    async fn restore(self, context: &Context, paused: bool) -> Result<Arc<dyn Machine>, Cause> {
+    async fn restore(self, context: &Context, paused: bool) -> Result<Restored, Cause> {
         let Self { machine, at } = self;
         if paused {
             let resumed = or_exit(context, &machine, machine.resume()).await?;
@@ -257,22 +270,26 @@ impl Jailed {
         }
         let generation = context.ledger.saving().generation;
         let request = wake_request(context, generation)?;
-        // the VMM answers both from one thread, and this first: it holds up nothing
-        let told = async {
-            let asked = tokio::time::timeout(STATUS_TIMEOUT, machine.status()).await;
-            let Ok(Ok(status)) = asked else { return };
-            tracing::info!(sandbox = %context.ledger.assignment().id, version = status.version,
-                timing = ?status.timing, memory = ?status.memory, "the VMM runs what was saved");
-            let first_run = at.after(Duration::from_micros(status.timing.first_run_us));
-            context.ledger.reach(Milestone::Restored, Some(first_run.min(BootTime::now())));
-        };
-        let woken = async { tokio::join!(told, context.host.guests.wake(context.ledger.paths(), request)).1 };
+        let woken = context.host.guests.wake(context.ledger.paths(), request);
         if let Err(error) = or_exit(context, &machine, woken).await? {
             return Err(unresponsive(context, &machine, error).await);
         }
-        context.ledger.note(false, |saving| saving.suspended = false);
         context.ledger.woken();
-        Ok(machine)
+        context.ledger.note(false, |saving| saving.suspended = false);
+        Ok(Restored { machine, at })
+    }
+}
+
+impl Restored {
+    /// What the VMM says of the way there, for the timeline. Asked when the guest serves already: the VMM would answer from
+    /// the thread that the guest waits for.
+    pub async fn tell(&self, context: &Context) {
+        let asked = tokio::time::timeout(STATUS_TIMEOUT, self.machine.status()).await;
+        let Ok(Ok(status)) = asked else { return };
+        tracing::info!(sandbox = %context.ledger.assignment().id, version = status.version,
+            timing = ?status.timing, memory = ?status.memory, "the VMM runs what was saved");
+        let first_run = self.at.after(Duration::from_micros(status.timing.first_run_us));
+        context.ledger.reach(Milestone::Restored, Some(first_run.min(BootTime::now())));
     }
 }
 

@@ -141,9 +141,10 @@ impl Actor {
             }),
         };
         match resumed {
-            Ok(machine) => {
+            Ok(restored) => {
                 context.ledger.go_on(Phase::Resuming, Phase::Running, None);
-                Ok(Some(machine))
+                restored.tell(&context).await;
+                Ok(Some(restored.machine))
             }
             Err(restore::NotResumed::StillSaved(cause)) => {
                 tracing::warn!(sandbox = %context.ledger.assignment().id, message = cause.message, "it could not be resumed");

@@ -246,7 +246,10 @@ async fn a_resume_is_finished_by_the_next_agent() {
     assert!(left.log().ends_with("-cgroup +cgroup +machine restored resumed woken anew"), "{}", left.log());
     left.ends(&registry).await;
     // the machine is there: its guest is woken, as the same one
-    let left = saving(&ALL, Phase::Resuming, true, |_| {});
+    let left = saving(&ALL, Phase::Resuming, true, |record| {
+        // its start limit was over long before it was resumed
+        record.assignment.assigned_at = crate::clock::BootTime(0);
+    });
     let registry = left.recovered().await;
     left.report(&registry, Phase::Running).await.unwrap();
     assert!(left.log().ends_with("resumed woken anew"), "{}", left.log());

@@ -246,7 +246,7 @@ async fn what_is_made_from_a_template_is_restored() {
     }
     assert_eq!(bench.log(), "+disk +cgroup +machine restored woken anew working set");
     let reached: Vec<_> = bench.ledger.record().milestones.iter().map(|(milestone, _)| *milestone).collect();
-    assert_eq!(reached, [Milestone::Jailed, Milestone::Restored, Milestone::Woken, Milestone::GuestReady]);
+    assert_eq!(reached, [Milestone::Jailed, Milestone::Woken, Milestone::GuestReady, Milestone::Restored]);
     let Some(Held::Ready(saved)) = bench.host.catalog.templates.get(template()) else { panic!("prepared") };
     assert!(saved.working_set().is_some(), "the next one is faster");
     bench.order(Reason::StopRequested, Duration::ZERO);
