@@ -64,8 +64,8 @@ pub fn make(workspace: &Workspace, stock: &StockKernel) -> Result<PathBuf> {
         copy(&workspace.binaries().join(name), &staging.join("bin").join(name))?;
     }
     qemu(&staging)?;
-    initramfs(workspace, Some(stock), &staging.join("stock.cpio"))?;
-    initramfs(workspace, None, &staging.join("pinfold.cpio"))?;
+    initramfs(workspace, None, &staging.join("hello.cpio"))?;
+    initramfs(workspace, Some(stock), &staging.join("serve.cpio"))?;
     let prepare = staging.join("prepare");
     fs::write(&prepare, PREPARE)?;
     fs::set_permissions(&prepare, fs::Permissions::from_mode(0o755))?;
@@ -93,7 +93,7 @@ fn qemu(staging: &Path) -> Result<()> {
     Ok(())
 }
 
-/// With the modules of a kernel that needs them.
+/// With what a guest that serves needs of a kernel that has everything as a module: those, and busybox's `ip`.
 fn initramfs(workspace: &Workspace, modules_of: Option<&StockKernel>, path: &Path) -> Result<()> {
     let modules = modules_of.map(|kernel| kernel.modules(MODULES)).transpose()?.unwrap_or_default();
     let mut archive = Archive::new(fs::File::create(path)?);
@@ -102,6 +102,10 @@ fn initramfs(workspace: &Workspace, modules_of: Option<&StockKernel>, path: &Pat
     archive.directory("sys", 0o755)?;
     archive.character_device("dev/console", 0o600, 5, 1)?;
     archive.host_file("init", 0o755, &workspace.binaries().join("pinfold-bench-guest"))?;
+    if modules_of.is_some() {
+        let busybox = command::find("busybox").context("busybox is missing (package busybox-static)")?;
+        archive.host_file("busybox", 0o755, &busybox)?;
+    }
     let mut list = String::new();
     for module in &modules {
         list.push_str(&format!("/modules/{}\n", module.file_name));

@@ -1,6 +1,7 @@
 //! What is measured: one group for each kind of question.
 
 mod agent;
+mod io;
 mod memory;
 mod start;
 
@@ -15,8 +16,9 @@ use clap::ValueEnum;
 const IMAGES: &str = "/var/lib/pinfold/images";
 const VMM: &str = "/bench/bin/pinfold-vmm";
 const QEMU: &str = "/bench/bin/qemu-system-x86_64";
-/// initramfs images with the benchmark's program as init
-const STOCK_INITRD: &str = "/bench/stock.cpio";
+/// initramfs images with the benchmark's program as init: one that says a line, one that serves
+const HELLO_INITRD: &str = "/bench/hello.cpio";
+const SERVE_INITRD: &str = "/bench/serve.cpio";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Group {
@@ -30,6 +32,12 @@ pub enum Group {
     Realtime,
     /// exec to the guest agent's hello, our kernel and the stock one in turns
     Agent,
+    /// block devices, ours and QEMU's in turns
+    Block,
+    /// vsock and QEMU's virtio serial port in turns
+    Channel,
+    /// network devices, ours and QEMU's in turns
+    Net,
 }
 
 impl Group {
@@ -40,6 +48,9 @@ impl Group {
             Self::Memory => "memory",
             Self::Realtime => "realtime",
             Self::Agent => "agent",
+            Self::Block => "block",
+            Self::Channel => "channel",
+            Self::Net => "net",
         }
     }
 
@@ -56,6 +67,9 @@ impl Group {
             Self::Agent => {
                 "exec to the guest agent's hello, our kernel beside the stock one, by the wall's clock"
             }
+            Self::Block => "a raw disk in the node's memory, by loops in the guest, beside QEMU's virtio-blk",
+            Self::Channel => "round trips and bulk between node and guest: vsock beside QEMU's virtio-serial",
+            Self::Net => "TCP between node and guest over a tap, beside QEMU's virtio-net",
         }
     }
 
@@ -66,6 +80,9 @@ impl Group {
             Self::Memory => memory::run(lab),
             Self::Realtime => start::realtime(lab, runs),
             Self::Agent => agent::run(lab, runs),
+            Self::Block => io::block(lab, runs),
+            Self::Channel => io::channel(lab, runs),
+            Self::Net => io::net(lab, runs),
         }
     }
 }

@@ -25,6 +25,8 @@ const MEMORY_MIB: u64 = 4096;
 /// Of a whole boot; it takes 5 s on two idle cores, 20 s when instructions are counted.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+/// Of the control shell; each waits 4 s.
+const SYNCHRONISATIONS: u32 = 10;
 const END_OF_OUTPUT: u8 = 0x1e;
 /// Most output of a command that is kept.
 const OUTPUT_BYTES_MAX: usize = 1 << 20;
@@ -110,10 +112,11 @@ impl Node {
             command.len() < 4000 && !command.contains('\n'),
             "the control shell takes one line of 4,000 bytes"
         );
+        let mut stream = self.connect()?;
+        self.synchronise(&mut stream)?;
         self.commands += 1;
         let id = format!("bench-{}", self.commands);
-        let mut stream = self.connect()?;
-        stream.write_all(format!("\n{id} {command}\n").as_bytes())?;
+        stream.write_all(format!("{id} {command}\n").as_bytes())?;
         let marker = [&[END_OF_OUTPUT], id.as_bytes(), b" "].concat();
         let output = self.read_until(&mut stream, &marker, limit).with_context(|| command.to_owned())?;
         let at = find(&output, &marker).context("the answer has no end")?;
@@ -121,6 +124,23 @@ impl Node {
         let code = String::from_utf8_lossy(&output[at + marker.len()..]).trim().to_owned();
         ensure!(code == "0", "`{command}` ended with {code} in the node:\n{}", text.trim());
         Ok(text)
+    }
+
+    /// A request that does nothing, until one is answered: just after the start nobody may read yet, and the first bytes of an
+    /// answer may be lost. The empty line ends what an earlier client left.
+    fn synchronise(&mut self, stream: &mut UnixStream) -> Result<()> {
+        for _ in 0..SYNCHRONISATIONS {
+            self.commands += 1;
+            let id = format!("bench-{}", self.commands);
+            stream.write_all(format!("\n{id} :\n").as_bytes())?;
+            let marker = [&[END_OF_OUTPUT], id.as_bytes(), b" "].concat();
+            match self.read_until(stream, &marker, Duration::from_secs(4)) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.is::<Silent>() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Silent("its control shell does not answer".to_owned()).into())
     }
 
     fn read_until(&mut self, stream: &mut UnixStream, marker: &[u8], limit: Duration) -> Result<Vec<u8>> {

@@ -10,6 +10,7 @@ pub enum Goal {
     AtMost(f64),
     /// of the ratio to the peer
     RatioAtMost(f64),
+    RatioAtLeast(f64),
     /// nothing: a number to look at
     Shown,
 }
@@ -63,6 +64,7 @@ impl Row {
         match self.goal {
             Goal::AtMost(limit) => Some(self.measured <= limit),
             Goal::RatioAtMost(limit) => Some(ratio() <= limit),
+            Goal::RatioAtLeast(limit) => Some(ratio() >= limit),
             Goal::Shown => None,
         }
     }
@@ -71,6 +73,7 @@ impl Row {
         let goal = match self.goal {
             Goal::AtMost(limit) => format!("<= {}", number(limit)),
             Goal::RatioAtMost(limit) => format!("ratio <= {}", number(limit)),
+            Goal::RatioAtLeast(limit) => format!("ratio >= {}", number(limit)),
             Goal::Shown => "shown".to_owned(),
         };
         let verdict = match self.holds() {
@@ -140,7 +143,7 @@ mod tests {
     #[test]
     fn what_was_not_measured_does_not_hold() {
         assert_eq!(Row::at_most("a", 1.0, f64::NAN, "ms").holds(), Some(false));
-        assert_eq!(Row::ratio("a", Goal::RatioAtMost(1.0), 5.0, "ms", 0.0).holds(), Some(false));
+        assert_eq!(Row::ratio("a", Goal::RatioAtLeast(1.0), 5.0, "MiB/s", 0.0).holds(), Some(false));
         assert_eq!(Row::ratio("a", Goal::RatioAtMost(0.4), 3.0, "s", 10.0).holds(), Some(true));
         assert_eq!(Row::shown("a", 3.0, "").holds(), None);
     }

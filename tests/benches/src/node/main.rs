@@ -3,13 +3,16 @@
 //! Everything is measured in the same way for every VMM: times by CLOCK_MONOTONIC and the kernel's trace points, exits by
 //! KVM's own counters, memory by `smaps`, CPU by `schedstat`. The result is one line, `BENCH {json}`; `cargo xtask bench`
 //! reads it.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod boot;
 mod clock;
 mod counters;
+mod io;
 mod launch;
 mod memory;
+#[allow(unsafe_code)]
+mod net;
 mod process;
 mod trace;
 
@@ -28,11 +31,14 @@ struct Arguments {
 enum Command {
     /// Boot one microVM up to a mark, look at it, end it
     Boot(boot::Arguments),
+    /// Boot a guest that serves, and measure its disk, network and channel
+    Io(io::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Boot(arguments) => boot::run(&arguments),
+        Command::Io(arguments) => io::run(&arguments),
     };
     match result.and_then(|value| print(&value)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,7 +6,15 @@ use std::fs;
 use std::path::Path;
 
 const ROOT: &str = "/sys/kernel/tracing";
-/// Names of a histogram's entries that are kept.
+/// Trace points that a profile counts, by which of their fields.
+const PROFILED: &[(&str, &str)] = &[
+    ("kvm_exit", "exit_reason"),
+    ("kvm_pio", "port"),
+    ("kvm_msr", "ecx"),
+    ("kvm_cpuid", "function"),
+    ("kvm_page_fault", "fault_address"),
+];
+/// Entries of a histogram that are kept.
 const HISTOGRAM_ENTRIES: usize = 24;
 
 /// Times by CLOCK_MONOTONIC.
@@ -20,7 +28,7 @@ pub struct Trace {
     profile: bool,
 }
 
-/// What exits were for: exit reasons, and ports of I/O, with how often.
+/// A field's values, with how often.
 pub type Histogram = BTreeMap<String, u64>;
 
 impl Trace {
@@ -33,8 +41,9 @@ impl Trace {
         // the first entry is all that is wanted; later ones must cost next to nothing
         write("events/kvm/kvm_entry/trigger", "traceoff:1")?;
         if profile {
-            write("events/kvm/kvm_exit/trigger", "hist:keys=exit_reason")?;
-            write("events/kvm/kvm_pio/trigger", "hist:keys=port")?;
+            for (event, field) in PROFILED {
+                write(&format!("events/kvm/{event}/trigger"), &format!("hist:keys={field}"))?;
+            }
         }
         write("tracing_on", "1")?;
         Ok(Self { profile })
@@ -46,14 +55,12 @@ impl Trace {
         Ok(Seen { first_entry_us: entry.and_then(time_us) })
     }
 
-    /// Exit reasons and ports.
-    pub fn histograms(&self) -> Result<Option<(Histogram, Histogram)>> {
-        if !self.profile {
-            return Ok(None);
-        }
-        let reasons = histogram(&read("events/kvm/kvm_exit/hist")?);
-        let ports = histogram(&read("events/kvm/kvm_pio/hist")?);
-        Ok(Some((reasons, ports)))
+    /// By trace point, what exits were for.
+    pub fn histograms(&self) -> Result<BTreeMap<&'static str, Histogram>> {
+        let profiled = PROFILED.iter().filter(|_| self.profile);
+        profiled
+            .map(|(event, _)| Ok((*event, histogram(&read(&format!("events/kvm/{event}/hist"))?))))
+            .collect()
     }
 }
 
@@ -62,9 +69,8 @@ impl Drop for Trace {
         // a trace that is left on only costs time
         let _ = write("events/kvm/kvm_entry/trigger", "!traceoff");
         let _ = write("events/kvm/kvm_entry/enable", "0");
-        if self.profile {
-            let _ = write("events/kvm/kvm_exit/trigger", "!hist:keys=exit_reason");
-            let _ = write("events/kvm/kvm_pio/trigger", "!hist:keys=port");
+        for (event, field) in PROFILED.iter().filter(|_| self.profile) {
+            let _ = write(&format!("events/kvm/{event}/trigger"), &format!("!hist:keys={field}"));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Start cost and exits with the stock kernel, in counted instructions.
 
-use super::{IMAGES, QEMU, STOCK_INITRD, VMM, cmdline};
+use super::{HELLO_INITRD, IMAGES, QEMU, VMM, cmdline};
 use crate::bench::lab::{Lab, at};
 use crate::bench::table::{Goal, Row, median};
 use crate::workspace::Workspace;
@@ -12,14 +12,14 @@ const POLL_US: &str = "20000";
 
 pub fn start(lab: &mut Lab<'_>, workspace: &Workspace) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    let bz = boot(lab, "bzImage", "vmlinuz")?;
+    let bz = boot(lab, "bzImage", "vmlinuz", &[])?;
     rows.push(
         first_run("exec to first KVM_RUN, stock bzImage, counted", &bz)?
             .beside("recorded: Firecracker 143, Cloud Hypervisor 151, QEMU microvm 282"),
     );
     let elf = workspace.images().join("kernels/stock/vmlinux");
     if elf.is_file() {
-        let sample = boot(lab, "mapped ELF", "vmlinux")?;
+        let sample = boot(lab, "mapped ELF", "vmlinux", &[])?;
         rows.push(
             first_run("exec to first KVM_RUN, its ELF, mapped, counted", &sample)?
                 .beside("recorded, copied: Firecracker 362, Cloud Hypervisor 370"),
@@ -29,7 +29,9 @@ pub fn start(lab: &mut Lab<'_>, workspace: &Workspace) -> Result<Vec<Row>> {
 }
 
 pub fn exits(lab: &mut Lab<'_>) -> Result<Vec<Row>> {
-    let sample = boot(lab, "bzImage", "vmlinuz")?;
+    let sample = boot(lab, "bzImage", "vmlinuz", &[])?;
+    // for whoever asks what the exits are for: in the raw samples
+    boot(lab, "bzImage, profiled", "vmlinuz", &["--profile"])?;
     let row = |what: &str, limit: f64, path: &str| -> Result<Row> {
         Ok(Row::at_most(what, limit, at(&sample, path)?, ""))
     };
@@ -48,7 +50,7 @@ fn first_run(what: &str, sample: &Value) -> Result<Row> {
     Ok(Row::at_most(what, 110.0, at(sample, "to_first_run_us")? / 1000.0, "ms"))
 }
 
-fn boot(lab: &mut Lab<'_>, label: &str, kernel: &str) -> Result<Value> {
+fn boot(lab: &mut Lab<'_>, label: &str, kernel: &str, more: &[&str]) -> Result<Value> {
     let kernel = format!("{IMAGES}/kernels/stock/{kernel}");
     let arguments = [
         "boot",
@@ -57,19 +59,19 @@ fn boot(lab: &mut Lab<'_>, label: &str, kernel: &str) -> Result<Value> {
         "--kernel",
         &kernel,
         "--initrd",
-        STOCK_INITRD,
+        HELLO_INITRD,
         "--cmdline",
         cmdline(),
         "--poll-us",
         POLL_US,
     ];
-    lab.counted(label, &arguments)
+    lab.counted(label, &[&arguments, more].concat())
 }
 
 /// Ours and QEMU's microvm machine in turns, the same kernel and initramfs.
 pub fn realtime(lab: &mut Lab<'_>, runs: u32) -> Result<Vec<Row>> {
     let kernel = format!("{IMAGES}/kernels/stock/vmlinuz");
-    let common = ["--kernel", &kernel, "--initrd", STOCK_INITRD, "--cmdline", cmdline()];
+    let common = ["--kernel", &kernel, "--initrd", HELLO_INITRD, "--cmdline", cmdline()];
     let ours = [&["boot", "--program", VMM][..], &common].concat();
     let qemu = [&["boot", "--vmm", "qemu", "--program", QEMU][..], &common].concat();
     let (mut ours_ms, mut qemu_ms) = (Vec::new(), Vec::new());

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use pinfold_vmm_api::console::Reader;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,9 @@ use std::process::{Child, Command};
 const CONSOLE_CHUNK_BYTES: usize = 64 * 1024;
 /// Where sockets and files of a run lie: a tmpfs.
 pub const DIRECTORY: &str = "/run/bench";
+/// Of a guest's network device.
+const MAC: [u8; 6] = [0x02, 0x00, 0x00, 0x00, 0x00, 0x01];
+const DATA: &str = "/run/bench/data.raw";
 const SCRATCH: &str = "/run/bench/scratch.ext4";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -49,6 +53,12 @@ pub struct Machine {
     pub memory_mib: u64,
     #[arg(long, default_value_t = 1)]
     pub vcpus: u32,
+    /// One more disk, writable, made for this run and filled with data
+    #[arg(long)]
+    pub data_mib: Option<u64>,
+    /// A network device over a tap of the node
+    #[arg(long)]
+    pub tap: bool,
     /// A balloon (ours only)
     #[arg(long)]
     pub balloon: bool,
@@ -63,7 +73,19 @@ impl Machine {
             Some(path) => (Path::new(path), true),
             None => (Path::new(disk.as_str()), false),
         });
-        given.chain(self.scratch_mib.map(|_| (Path::new(SCRATCH), false)))
+        let data = self.data_mib.map(|_| (Path::new(DATA), false));
+        given.chain(data).chain(self.scratch_mib.map(|_| (Path::new(SCRATCH), false)))
+    }
+
+    /// In memory, without holes: a hole costs the first write more than the next.
+    fn make_data(&self) -> Result<()> {
+        let Some(mib) = self.data_mib else { return Ok(()) };
+        let mut file = File::create(DATA).context("making the data disk")?;
+        let piece = vec![0xc3; 1 << 20];
+        for _ in 0..mib {
+            file.write_all(&piece).context("filling the data disk")?;
+        }
+        Ok(())
     }
 
     /// The node agent's disk of a sandbox, with its options.
@@ -97,6 +119,10 @@ pub struct Running {
     pub control: Option<PathBuf>,
     /// where a guest agent says hello
     pub hello: Option<UnixListener>,
+    /// where the benchmark's guest calls in over vsock
+    pub bench_listener: Option<UnixListener>,
+    /// the host's end of a virtio serial port
+    pub bench_socket: Option<PathBuf>,
     /// just before the process was made
     pub began_us: u64,
 }
@@ -123,6 +149,7 @@ pub fn start(machine: &Machine) -> Result<Running> {
     }
     fs::create_dir_all(directory).with_context(|| format!("making {DIRECTORY}"))?;
     machine.make_scratch()?;
+    machine.make_data()?;
     match machine.vmm {
         Vmm::Pinfold => ours::start(machine, directory),
         Vmm::Qemu => qemu::start(machine, directory),
@@ -170,4 +197,8 @@ fn spawn(command: &mut Command) -> Result<(Child, u64)> {
     let began_us = clock::now_us();
     let child = command.spawn().with_context(|| format!("starting {:?}", command.get_program()))?;
     Ok((child, began_us))
+}
+
+fn mac_text() -> String {
+    MAC.map(|byte| format!("{byte:02x}")).join(":")
 }

@@ -1,9 +1,10 @@
 //! `pinfold-vmm`, with every file passed by descriptor, as the node agent does it; without a jail, like its peers.
 
 use super::{Console, Machine, Running, spawn};
+use crate::net;
 use anyhow::{Context, Result};
 use command_fds::{CommandFdExt, FdMapping};
-use pinfold_vmm_api::{CpuTemplate, Disk, MachineConfig, MemoryBacking, RateLimit, Vsock};
+use pinfold_vmm_api::{CpuTemplate, Disk, MachineConfig, MemoryBacking, Net, RateLimit, Vsock};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::{OwnedFd, RawFd};
@@ -13,6 +14,8 @@ use std::process::{Command, Stdio};
 
 /// The vsock port on which a guest agent says hello (`proto/pinfold/guest/v1/guest.proto`).
 const HELLO_PORT: u32 = 1025;
+/// Where the benchmark's guest calls in (`guest/channel.rs`).
+const BENCH_PORT: u32 = 5000;
 /// Descriptors of the VMM begin here.
 const FIRST_FD: RawFd = 3;
 
@@ -31,6 +34,7 @@ impl Passed {
 pub fn start(machine: &Machine, directory: &Path) -> Result<Running> {
     let mut passed = Passed::default();
     let config = config(machine, directory, &mut passed)?;
+    let bench = listen(&directory.join(format!("vsock_{BENCH_PORT}")))?;
     let hello = listen(&directory.join(format!("vsock_{HELLO_PORT}")))?;
     let mut file = scratch(&directory.join("config.json"))?;
     file.write_all(&serde_json::to_vec(&config)?)?;
@@ -45,6 +49,8 @@ pub fn start(machine: &Machine, directory: &Path) -> Result<Running> {
         console: Console::ring(&directory.join("console"))?,
         control: Some(directory.join("control")),
         hello: Some(hello),
+        bench_listener: Some(bench),
+        bench_socket: None,
         began_us,
     })
 }
@@ -63,6 +69,15 @@ fn config(machine: &Machine, directory: &Path, passed: &mut Passed) -> Result<Ma
     }
     let kernel = passed.add(open(&machine.kernel)?);
     let initrd = machine.initrd.as_deref().map(open).transpose()?.map(|file| passed.add(file));
+    let mut nets = Vec::new();
+    if machine.tap {
+        nets.push(Net {
+            tap: passed.add(net::tap()?),
+            mac: super::MAC,
+            receive_rate: RateLimit::default(),
+            transmit_rate: RateLimit::default(),
+        });
+    }
     let vsock = directory.join("vsock");
     Ok(MachineConfig {
         id: "bench".into(),
@@ -76,7 +91,7 @@ fn config(machine: &Machine, directory: &Path, passed: &mut Passed) -> Result<Ma
         cmdline: machine.cmdline.clone(),
         mmio_on_cmdline: false,
         disks,
-        nets: Vec::new(),
+        nets,
         balloon: machine.balloon,
         vsock: Some(Vsock {
             cid: 3,
