@@ -51,8 +51,8 @@ enum When {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {
-    #[error("the seccomp filter of {thread:?} threads cannot be compiled")]
-    Compile { thread: Thread, source: seccompiler::BackendError },
+    #[error("the seccomp filter of {thread:?} threads has {instructions} instructions, the limit is {max}")]
+    TooLong { thread: Thread, instructions: usize, max: usize },
     #[error("the seccomp filter cannot be installed")]
     Install(#[source] seccompiler::Error),
 }
