@@ -13,18 +13,21 @@ One microVM in one process
 
 Usage: pinfold-vmm run --config-fd N [--proc-fd N]
        pinfold-vmm probe [--kvm PATH]
+       pinfold-vmm rules
 
 run     runs the microVM of a config until it ends
           --config-fd N   descriptor from which the config is read as JSON
           --proc-fd N     descriptor of a directory with a procfs, where the jail has none; closed before the guest runs
 probe   says as JSON whether this machine can run microVMs, and what to do if not
           --kvm PATH      the KVM device, if not /dev/kvm
+rules   lists as JSON the system calls that each thread may make, under which conditions and why
 ";
 
 #[derive(Debug)]
 enum Command {
     Run { config_fd: RawFd, proc_fd: Option<RawFd> },
     Probe { kvm: PathBuf },
+    Rules,
     Help,
     Version,
 }
@@ -46,6 +49,7 @@ fn carry_out(command: Command, began: Instant) -> anyhow::Result<ExitCode> {
             process::run(&Options { config_fd, proc_fd, began, landlock: true, once_bound: None })
         }
         Command::Probe { kvm } => probe(&kvm),
+        Command::Rules => print(&serde_json::to_string(&pinfold_vmm::seccomp::listing::all())?),
         Command::Help => print(USAGE),
         Command::Version => print(concat!("pinfold-vmm ", env!("CARGO_PKG_VERSION"), "\n")),
     }
@@ -79,6 +83,7 @@ fn command(mut arguments: lexopt::Parser) -> anyhow::Result<Command> {
     match name.as_str() {
         "run" => Ok(Command::Run { config_fd: config_fd.context("run needs --config-fd")?, proc_fd }),
         "probe" => Ok(Command::Probe { kvm }),
+        "rules" => Ok(Command::Rules),
         other => anyhow::bail!("{other:?} is no command; see pinfold-vmm --help"),
     }
 }

@@ -41,6 +41,7 @@ pub struct Options {
 
 /// Runs the machine and ends the process. Returns only when there is no exit file to write to.
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    name_the_process();
     let config = read_config(options.config_fd)?;
     // SAFETY: nothing in this process has used the descriptors of the config yet.
     let exit = unsafe { descriptors::take_exit(&config) }?;
@@ -104,6 +105,12 @@ fn empty_record(reason: ExitReason, message: String) -> ExitRecord {
         counters: Default::default(),
         events: Vec::new(),
     }
+}
+
+/// Executed by descriptor it is called by the number of that.
+fn name_the_process() {
+    // SAFETY: PR_SET_NAME reads a text that ends in NUL within 16 bytes. It cannot fail then.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"pinfold-vmm".as_ptr()) };
 }
 
 fn leave(code: i32) -> ! {

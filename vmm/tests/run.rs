@@ -181,3 +181,16 @@ fn a_command_line_that_is_none_is_refused_by_name() {
         assert!(String::from_utf8_lossy(&output.stdout).contains(text));
     }
 }
+
+#[test]
+fn the_rules_of_every_thread_are_listed_with_a_reason() {
+    let vmm = env!("CARGO_BIN_EXE_pinfold-vmm");
+    let output = Command::new(vmm).arg("rules").output().expect("started");
+    assert_eq!(output.status.code(), Some(0));
+    let rules: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    for thread in ["devices", "vcpu", "worker"] {
+        let of_thread: Vec<_> = rules.iter().filter(|rule| rule["thread"] == thread).collect();
+        assert!(of_thread.len() > 10, "{thread}");
+        assert!(of_thread.iter().all(|rule| rule["why"].as_str().is_some_and(|why| !why.is_empty())));
+    }
+}

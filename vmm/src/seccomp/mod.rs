@@ -14,7 +14,9 @@
 mod common;
 mod compile;
 mod devices;
+mod kept;
 mod kvm;
+pub mod listing;
 mod vcpu;
 mod worker;
 
@@ -33,7 +35,6 @@ pub enum Thread {
 struct Rule {
     call: i64,
     when: &'static [When],
-    #[allow(dead_code, reason = "read by people, and by the test that wants one for each rule")]
     why: &'static str,
 }
 
