@@ -78,6 +78,7 @@ impl BuildError {
             Self::Boot(BootError::CommandLineTooLong { .. }) => ExitReason::BadConfig,
             Self::Boot(_) => ExitReason::BadKernel,
             Self::Disk { .. } => ExitReason::BadDisk,
+            Self::Cpuid(CpuidError::Absent { .. }) => ExitReason::BadConfig,
             Self::KvmVersion(_) | Self::Kvm { .. } | Self::Cpuid(_) | Self::Register(_) => ExitReason::Kvm,
             Self::Memory(MemoryError::Register { .. }) => ExitReason::Kvm,
             Self::Memory(MemoryError::NotHuge { .. } | MemoryError::NoHugePages { .. }) => {
@@ -114,7 +115,7 @@ pub fn build(
     let memory_bytes = config.memory_mib << 20;
     let memory = memory::allocate_backed(memory_bytes, config.memory_backing)?;
     memory::register(&memory, &vm)?;
-    let cpuid = Template::new(&kvm, config.vcpus)?;
+    let cpuid = Template::new(&kvm, config.vcpus, config.cpu_template)?;
     create_interrupt_controllers(&vm, config.mmio_on_cmdline || !cpuid.has_deadline_timer())?;
 
     let metrics = Arc::new(Metrics::default());

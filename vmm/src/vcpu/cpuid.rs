@@ -4,8 +4,13 @@
 //! the leaves that describe power, performance counters, tracing or enclaves of the host. KVM's own leaves
 //! (0x4000_0000 on) stay, for kvmclock and paravirtual interrupts.
 
+mod level;
+#[cfg(test)]
+mod tests;
+
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
+use pinfold_vmm_api::CpuTemplate;
 
 /// Leaf 1 ECX
 const MONITOR: u32 = 1 << 3;
@@ -35,6 +40,8 @@ pub enum CpuidError {
     Supported(#[source] kvm_ioctls::Error),
     #[error("the CPUID table has more entries than KVM takes")]
     TooLong,
+    #[error("cpu_template is {template:?}, which asks for {feature}: this host does not have it")]
+    Absent { template: CpuTemplate, feature: &'static str },
 }
 
 /// The table that all vCPUs share but for [`for_vcpu`].
@@ -45,13 +52,21 @@ pub struct Template {
 }
 
 impl Template {
-    pub fn new(kvm: &Kvm, vcpus: u32) -> Result<Self, CpuidError> {
+    pub fn new(kvm: &Kvm, vcpus: u32, template: CpuTemplate) -> Result<Self, CpuidError> {
         let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(CpuidError::Supported)?;
         let deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
-        Ok(Self::from_entries(supported.as_slice(), vcpus, deadline_timer))
+        if let Some(feature) = level::absent(template, supported.as_slice()) {
+            return Err(CpuidError::Absent { template, feature });
+        }
+        Ok(Self::from_entries(supported.as_slice(), vcpus, deadline_timer, template))
     }
 
-    fn from_entries(supported: &[kvm_cpuid_entry2], vcpus: u32, deadline_timer: bool) -> Self {
+    fn from_entries(
+        supported: &[kvm_cpuid_entry2],
+        vcpus: u32,
+        deadline_timer: bool,
+        template: CpuTemplate,
+    ) -> Self {
         // topology leaves are rebuilt whole
         let mut entries: Vec<_> = supported
             .iter()
@@ -60,6 +75,7 @@ impl Template {
             .collect();
         for entry in &mut entries {
             restrict(entry, vcpus, deadline_timer);
+            level::cut(template, entry);
         }
         let highest = entries.iter().find(|entry| entry.function == 0).map_or(0, |entry| entry.eax);
         if highest >= 0xb {
@@ -93,6 +109,46 @@ impl Template {
             }
         }
         CpuId::from_entries(&entries).map_err(|_| CpuidError::TooLong)
+    }
+}
+
+/// The first feature flag of a guest's table `seen` that this host cannot offer, as leaf, register and bits. A snapshot
+/// goes on only where there is none: a guest does not look again at what it has found at its start.
+pub fn missing(seen: &[kvm_cpuid_entry2], offered: &Template) -> Option<String> {
+    for entry in seen {
+        let same = |other: &&kvm_cpuid_entry2| other.function == entry.function && other.index == entry.index;
+        let host = offered.entries.iter().find(same).copied().unwrap_or_default();
+        for (register, mask) in feature_registers(entry.function, entry.index) {
+            let value = |entry: &kvm_cpuid_entry2| match *register {
+                "EAX" => entry.eax,
+                "EBX" => entry.ebx,
+                "ECX" => entry.ecx,
+                _ => entry.edx,
+            };
+            let lost = value(entry) & !value(&host) & mask;
+            if lost != 0 {
+                return Some(format!(
+                    "CPUID {:#x}.{} {register} bits {lost:#010x}",
+                    entry.function, entry.index
+                ));
+            }
+        }
+    }
+    None
+}
+
+/// Registers of a leaf that are feature flags, with the bits that are; OSXSAVE follows the guest's own CR4.
+fn feature_registers(function: u32, index: u32) -> &'static [(&'static str, u32)] {
+    const ALL: u32 = u32::MAX;
+    match (function, index) {
+        (0x1, _) => &[("ECX", ALL & !(1 << 27)), ("EDX", ALL)],
+        (0x7, 0) => &[("EBX", ALL), ("ECX", ALL & !(1 << 4)), ("EDX", ALL)],
+        (0x7, 1) | (0xd, 1) => &[("EAX", ALL)],
+        (0xd, 0) => &[("EAX", ALL), ("EDX", ALL)],
+        (0x4000_0001, _) => &[("EAX", ALL)],
+        (0x8000_0001, _) => &[("ECX", ALL), ("EDX", ALL)],
+        (0x8000_0008, _) => &[("EBX", ALL)],
+        _ => &[],
     }
 }
 
@@ -150,79 +206,4 @@ fn topology(function: u32, vcpus: u32) -> [kvm_cpuid_entry2; 3] {
         ..Default::default()
     };
     [level(0, 0, 1, 1), level(1, core_bits(vcpus), vcpus, 2), level(2, 0, 0, 0)]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn leaf(function: u32, index: u32) -> kvm_cpuid_entry2 {
-        let ones = u32::MAX;
-        kvm_cpuid_entry2 { function, index, eax: ones, ebx: ones, ecx: ones, edx: ones, ..Default::default() }
-    }
-
-    fn find(table: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
-        *table
-            .as_slice()
-            .iter()
-            .find(|e| e.function == function && e.index == index)
-            .expect("the leaf is there")
-    }
-
-    fn template(vcpus: u32) -> Template {
-        let leaves = [
-            0,
-            1,
-            4,
-            5,
-            6,
-            7,
-            0xa,
-            0x12,
-            0x14,
-            0x4000_0000,
-            0x4000_0001,
-            0x8000_0001,
-            0x8000_0008,
-            0x8000_000a,
-            0x8000_001e,
-        ];
-        let entries: Vec<_> = leaves.iter().map(|function| leaf(*function, 0)).collect();
-        Template::from_entries(&entries, vcpus, true)
-    }
-
-    #[test]
-    fn nested_virtualisation_is_hidden_and_kvm_is_not() {
-        let table = template(2).for_vcpu(1).expect("a table");
-        assert_eq!(find(&table, 1, 0).ecx & (VMX | SMX | MONITOR), 0);
-        assert_ne!(find(&table, 1, 0).ecx & HYPERVISOR, 0);
-        assert_eq!(find(&table, 0x8000_0001, 0).ecx & (1 << 2), 0, "SVM");
-        for empty in [0x5, 0xa, 0x12, 0x14, 0x8000_000a] {
-            let entry = find(&table, empty, 0);
-            assert_eq!((entry.eax, entry.ebx, entry.ecx, entry.edx), (0, 0, 0, 0), "leaf {empty:#x}");
-        }
-        assert_eq!(find(&table, 0x4000_0001, 0).eax, u32::MAX);
-    }
-
-    #[test]
-    fn each_vcpu_sees_its_own_apic_id() {
-        let template = template(6);
-        for id in 0..6 {
-            let table = template.for_vcpu(id).expect("a table");
-            assert_eq!(find(&table, 1, 0).ebx >> 24, id);
-            assert_eq!(find(&table, 1, 0).ebx >> 16 & 0xff, 6);
-            assert_eq!(find(&table, 0xb, 0).edx, id);
-            assert_eq!(find(&table, 0xb, 1).ebx, 6);
-            assert_eq!(find(&table, 0xb, 1).eax, 3, "6 cores take 3 bits");
-            assert_eq!(find(&table, 0x8000_001e, 0).eax, id);
-            assert_eq!(find(&table, 0x8000_0008, 0).ecx, 5 | 3 << 12);
-        }
-    }
-
-    #[test]
-    fn one_vcpu_has_no_hyper_threading_flag() {
-        let table = template(1).for_vcpu(0).expect("a table");
-        assert_eq!(find(&table, 1, 0).edx & HYPER_THREADING, 0);
-        assert_eq!(find(&table, 0xb, 1).eax, 0);
-    }
 }
