@@ -1,10 +1,15 @@
 //! The command line, as clap sees it.
 
+mod saved;
+
+pub use saved::{Fork, SnapshotCommand, Suspend, TemplateCommand};
+
 use crate::parse;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pinfold_domain::Phase;
 use pinfold_domain::Resources;
 use pinfold_domain::spec::defaults;
+use pinfold_domain::{SnapshotId, Source};
 use pinfold_sdk::NewSandbox;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -58,6 +63,18 @@ pub enum Command {
     /// End a sandbox and remove its record
     #[command(alias = "delete")]
     Rm(Remove),
+    /// Save sandboxes to the disk of their nodes: their memory and CPU are given back
+    Pause(Suspend),
+    /// Bring paused sandboxes back
+    Resume(Suspend),
+    /// Make sandboxes from what a running one, or a snapshot, is
+    Fork(Fork),
+    /// Saved machines, to make sandboxes from
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Specs that nodes keep booted and saved, so that a start is quick
+    #[command(subcommand)]
+    Template(TemplateCommand),
     /// List the nodes of the fleet
     Nodes,
     /// A local fleet on this machine
@@ -68,6 +85,40 @@ pub enum Command {
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }
+
+/// How large a sandbox is.
+#[derive(Debug, Args)]
+pub struct SizeFlags {
+    /// CPUs, for example 0.5 [default: 1]
+    #[arg(long, value_parser = parse::cpus, value_name = "N", allow_hyphen_values = true)]
+    pub cpus: Option<u64>,
+    /// Memory, for example 512MiB [default: 256MiB]
+    #[arg(long, value_parser = parse::memory, value_name = "SIZE", allow_hyphen_values = true)]
+    pub memory: Option<u64>,
+    /// Disk of its own, for example 2GiB [default: 1GiB]
+    #[arg(long, value_parser = parse::disk, value_name = "SIZE", allow_hyphen_values = true)]
+    pub disk: Option<u64>,
+    /// Processes and threads [default: 512]
+    #[arg(long, value_parser = parse::pids, value_name = "N", allow_hyphen_values = true)]
+    pub pids: Option<u64>,
+}
+
+impl SizeFlags {
+    /// On the wire either all of them are given or none.
+    pub fn resources(&self) -> Option<Resources> {
+        let any = [self.cpus, self.memory, self.disk, self.pids].iter().any(Option::is_some);
+        let default = defaults::RESOURCES;
+        any.then(|| Resources {
+            cpu_millis: self.cpus.unwrap_or(default.cpu_millis),
+            memory_bytes: self.memory.unwrap_or(default.memory_bytes),
+            disk_bytes: self.disk.unwrap_or(default.disk_bytes),
+            pids: self.pids.unwrap_or(default.pids),
+        })
+    }
+}
+
+/// What a template or a snapshot gives.
+const GIVEN: [&str; 6] = ["image", "kernel", "cpus", "memory", "disk", "pids"];
 
 /// What a new sandbox is made of.
 #[derive(Debug, Args)]
@@ -81,18 +132,14 @@ pub struct SpecFlags {
     /// Guest kernel [default: the node's]
     #[arg(long)]
     pub kernel: Option<String>,
-    /// CPUs, for example 0.5 [default: 1]
-    #[arg(long, value_parser = parse::cpus, value_name = "N", allow_hyphen_values = true)]
-    pub cpus: Option<u64>,
-    /// Memory, for example 512MiB [default: 256MiB]
-    #[arg(long, value_parser = parse::memory, value_name = "SIZE", allow_hyphen_values = true)]
-    pub memory: Option<u64>,
-    /// Disk of its own, for example 2GiB [default: 1GiB]
-    #[arg(long, value_parser = parse::disk, value_name = "SIZE", allow_hyphen_values = true)]
-    pub disk: Option<u64>,
-    /// Processes and threads [default: 512]
-    #[arg(long, value_parser = parse::pids, value_name = "N", allow_hyphen_values = true)]
-    pub pids: Option<u64>,
+    /// Start from this template
+    #[arg(long, value_name = "NAME", conflicts_with_all = GIVEN)]
+    pub template: Option<String>,
+    /// Start from this snapshot: its id or name
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = GIVEN, conflicts_with = "template")]
+    pub snapshot: Option<String>,
+    #[command(flatten)]
+    pub size: SizeFlags,
     /// Time to live from acceptance on, for example 90s or 2h [default: 1h]
     #[arg(long, value_parser = parse::ttl, value_name = "TIME", allow_hyphen_values = true)]
     pub ttl: Option<Duration>,
@@ -117,29 +164,26 @@ pub struct SpecFlags {
 }
 
 impl SpecFlags {
-    pub fn into_new(self) -> NewSandbox {
-        let any = [self.cpus, self.memory, self.disk, self.pids].iter().any(Option::is_some);
-        let default = defaults::RESOURCES;
-        // on the wire either all of them are given or none
-        let resources = any.then(|| Resources {
-            cpu_millis: self.cpus.unwrap_or(default.cpu_millis),
-            memory_bytes: self.memory.unwrap_or(default.memory_bytes),
-            disk_bytes: self.disk.unwrap_or(default.disk_bytes),
-            pids: self.pids.unwrap_or(default.pids),
-        });
+    /// `snapshot`: the id of the one that `--snapshot` names.
+    pub fn into_new(self, snapshot: Option<SnapshotId>) -> NewSandbox {
+        let source = match (self.template, snapshot) {
+            (Some(template), _) => Source::Template(template),
+            (None, Some(snapshot)) => Source::Snapshot(snapshot),
+            (None, None) => Source::Image,
+        };
         NewSandbox {
             request_id: self.request_id,
             name: self.name,
             image: self.image,
             kernel: self.kernel,
-            resources,
+            resources: self.size.resources(),
             labels: self.labels.into_iter().collect(),
             environment: self.environment.into_iter().collect(),
             ttl: self.ttl,
             start_timeout: self.start_timeout,
             node_labels: self.node_labels.into_iter().collect(),
             io_bytes_per_second: self.io_rate,
-            source: Default::default(),
+            source,
         }
     }
 }
@@ -348,12 +392,36 @@ mod tests {
     }
 
     #[test]
+    fn a_source_stands_alone() {
+        let parse = |arguments: &[&str]| {
+            Cli::try_parse_from(["pinfold"].iter().chain(arguments)).map_err(|error| error.to_string())
+        };
+        let Command::Create(create) = parse(&["create", "--template", "python"]).unwrap().command else {
+            panic!("not a create")
+        };
+        let new = create.spec.into_new(None);
+        assert_eq!((new.source, new.image, new.resources), (Source::Template("python".into()), None, None));
+        for refused in [
+            &["create", "--template", "python", "--memory", "1GiB"][..],
+            &["run", "--snapshot", "a1b2", "--image", "base", "--", "true"],
+            &["create", "--snapshot", "a1b2", "--template", "python"],
+            &["fork", "web", "--snapshot", "a1b2"],
+        ] {
+            let error = parse(refused).unwrap_err();
+            assert!(error.contains("cannot be used with"), "{refused:?}: {error}");
+        }
+        assert!(parse(&["fork"]).unwrap_err().contains("required"));
+        assert!(parse(&["fork", "web", "-n", "65"]).unwrap_err().contains("65 is not in 1..=64"));
+        assert!(parse(&["fork", "web", "-n", "64"]).is_ok());
+    }
+
+    #[test]
     fn flags_after_the_dashes_belong_to_the_command() {
         let cli =
             Cli::try_parse_from(["pinfold", "run", "--cpus", "0.5", "--", "ls", "-l", "--help"]).unwrap();
         let Command::Run(run) = cli.command else { panic!("not a run") };
         assert_eq!(run.command, ["ls", "-l", "--help"]);
-        let resources = run.spec.into_new().resources.unwrap();
+        let resources = run.spec.into_new(None).resources.unwrap();
         assert_eq!((resources.cpu_millis, resources.pids), (500, defaults::RESOURCES.pids));
     }
 }

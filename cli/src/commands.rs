@@ -8,6 +8,8 @@ mod inspect;
 mod logs;
 mod remove;
 mod run;
+mod saved;
+mod suspend;
 
 use crate::args::{Cli, Command, Dev};
 use crate::output::write_stdout;
@@ -39,6 +41,11 @@ pub async fn dispatch(cli: Cli) -> Result<i32> {
         Command::Ls(options) => inspect::ls(&client, options, format).await,
         Command::Get(options) => inspect::get(&client, &options, format).await,
         Command::Watch(options) => inspect::watch(&client, options, format).await,
+        Command::Pause(options) => suspend::pause(&client, options, format).await,
+        Command::Resume(options) => suspend::resume(&client, options, format).await,
+        Command::Fork(options) => suspend::fork(&client, options, format).await,
+        Command::Snapshot(command) => saved::snapshot(&client, command, format).await,
+        Command::Template(command) => saved::template(&client, command, format).await,
         Command::Nodes => inspect::nodes(&client, format).await,
         Command::Logs(options) => logs::run(&client, &options).await,
         Command::Cp(options) => copy::run(&client, options).await,

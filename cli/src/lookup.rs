@@ -2,7 +2,7 @@
 
 use crate::failure::advised;
 use anyhow::Result;
-use pinfold_domain::SandboxId;
+use pinfold_domain::{SandboxId, SnapshotId};
 use pinfold_sdk::{Client, Sandbox, SandboxFilter};
 
 /// Shortest part of an id.
@@ -15,6 +15,31 @@ pub async fn id(client: &Client, text: &str) -> Result<SandboxId> {
     }
     let (all, _) = client.list_all(SandboxFilter::default()).await?;
     choose(text, &all)
+}
+
+/// Finds a snapshot, by its name or a part of its id too.
+pub async fn snapshot(client: &Client, text: &str) -> Result<SnapshotId> {
+    if let Ok(id) = text.parse() {
+        return Ok(id);
+    }
+    let all = client.snapshots(None).await?;
+    let part = text.to_ascii_lowercase();
+    let mut found: Vec<SnapshotId> = all.iter().filter(|s| s.name == text).map(|s| s.id).collect();
+    if found.is_empty() && text.len() >= MIN_PART {
+        let ids = all.iter().map(|snapshot| snapshot.id);
+        let fits = |id: &SnapshotId| {
+            let id = id.to_string();
+            id.starts_with(&part) || id.ends_with(&part)
+        };
+        found = ids.filter(fits).collect();
+    }
+    match found.as_slice() {
+        [one] => Ok(*one),
+        several => Err(advised(
+            format!("{text:?} names {} snapshots, it must name one", several.len()),
+            "`pinfold snapshot ls` shows what there is",
+        )),
+    }
 }
 
 /// A name wins over a part of an id; of several with one name the only one that has not ended is meant.

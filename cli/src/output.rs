@@ -1,5 +1,6 @@
 //! What is printed: one form for programs ([`view`], JSON or YAML) and one for people ([`table`]).
 
+pub mod saved;
 pub mod table;
 pub mod view;
 
@@ -90,6 +91,7 @@ pub mod tests {
                 node: Some("node-1".into()),
                 sentence: "2 of 3 nodes fit: 1 rejected by memory".into(),
             }),
+            held: None,
         }
     }
 }

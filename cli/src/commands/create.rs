@@ -1,12 +1,13 @@
 //! `create`, and the wait for a sandbox that `run` shares.
 
-use crate::args::{Create, Format};
+use crate::args::{Create, Format, SpecFlags};
+use crate::lookup;
 use crate::output::view::SandboxView;
 use crate::output::{now_ms, show, table};
 use crate::progress::Progress;
 use anyhow::{Context, Result};
 use pinfold_domain::Phase;
-use pinfold_sdk::{Client, Error, NewSandbox, Sandbox};
+use pinfold_sdk::{Client, Error, Sandbox};
 use std::time::Duration;
 
 /// Beyond the start limit of the sandbox itself: for the queue, as long as it takes on a busy fleet.
@@ -14,7 +15,7 @@ const QUEUE_LIMIT: Duration = Duration::from_secs(600);
 
 pub async fn run(client: &Client, options: Create, format: Format) -> Result<i32> {
     let no_wait = options.no_wait;
-    let mut sandbox = store(client, options.spec.into_new()).await?;
+    let mut sandbox = store(client, options.spec).await?;
     if !no_wait {
         sandbox = started(client, sandbox).await?;
     }
@@ -22,8 +23,12 @@ pub async fn run(client: &Client, options: Create, format: Format) -> Result<i32
     Ok(0)
 }
 
-pub async fn store(client: &Client, new: NewSandbox) -> Result<Sandbox> {
-    client.create(new).await.context("cannot create the sandbox")
+pub async fn store(client: &Client, spec: SpecFlags) -> Result<Sandbox> {
+    let snapshot = match &spec.snapshot {
+        Some(text) => Some(lookup::snapshot(client, text).await?),
+        None => None,
+    };
+    client.create(spec.into_new(snapshot)).await.context("cannot create the sandbox")
 }
 
 /// Waits until `sandbox` runs; shows its phase meanwhile.

@@ -59,7 +59,7 @@ pub async fn rm(client: &Client, options: Remove) -> Result<i32> {
 }
 
 /// What succeeded, and the first failure; further ones are told at once.
-fn split<T>(results: Vec<Result<T>>) -> (Vec<T>, Option<anyhow::Error>) {
+pub fn split<T>(results: Vec<Result<T>>) -> (Vec<T>, Option<anyhow::Error>) {
     let mut good = Vec::new();
     let mut first = None;
     for result in results {

@@ -21,7 +21,7 @@ pub async fn run(client: &Client, options: Run) -> Result<i32> {
     let mut terminations = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut hangups = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
     // stored before anything can interrupt it, so that there is an id to delete
-    let sandbox = create::store(client, spec.into_new()).await?;
+    let sandbox = create::store(client, spec).await?;
     let id = sandbox.id;
     let work = async {
         let started = create::started(client, sandbox);

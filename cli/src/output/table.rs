@@ -3,7 +3,7 @@
 use super::view::accepted_at;
 use crate::escape;
 use crate::parse::{format_cpus, format_millis, format_size};
-use pinfold_domain::Node;
+use pinfold_domain::{Node, SandboxSpec, Source};
 use pinfold_sdk::{Sandbox, WatchEvent};
 use std::collections::BTreeMap;
 
@@ -32,8 +32,17 @@ pub fn grid(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-fn or_dash(text: &str) -> String {
+pub fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { escape::line(text) }
+}
+
+/// What a sandbox began as.
+fn source(spec: &SandboxSpec) -> String {
+    match &spec.source {
+        Source::Image => "image".to_owned(),
+        Source::Template(name) => format!("template {}", escape::line(name)),
+        Source::Snapshot(id) => format!("snapshot {id}"),
+    }
 }
 
 fn pairs(pairs: &BTreeMap<String, String>) -> String {
@@ -41,7 +50,7 @@ fn pairs(pairs: &BTreeMap<String, String>) -> String {
     or_dash(&pairs.join(","))
 }
 
-fn ago(now_ms: u64, at_ms: u64) -> String {
+pub fn ago(now_ms: u64, at_ms: u64) -> String {
     let millis = now_ms.saturating_sub(at_ms);
     // tables are for people: whole seconds
     format!("{} ago", format_millis(millis / 1000 * 1000).replace("0 ms", "0 s"))
@@ -88,6 +97,7 @@ pub fn sandbox(sandbox: &Sandbox, now_ms: u64) -> String {
         rows.push(("placement", escape::line(&explanation.sentence)));
     }
     rows.extend([
+        ("source", source(spec)),
         ("image", escape::line(&spec.image)),
         ("kernel", escape::line(kernel)),
         (
@@ -194,6 +204,7 @@ phase      failed, 1 min ago
 cause      GuestPanic: not syncing: \\x1b[2J
 node       node-1
 placement  2 of 3 nodes fit: 1 rejected by memory
+source     image
 image      base
 kernel     the node's
 resources  1 CPU, 256 MiB memory, 1 GiB disk, 512 pids

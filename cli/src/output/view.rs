@@ -1,6 +1,6 @@
 //! The JSON and YAML form: names and units are part of the contract with scripts.
 
-use pinfold_domain::{Cause, Node, Resources, Timestamp};
+use pinfold_domain::{Cause, Node, Resources, Source, Timestamp};
 use pinfold_sdk::{Sandbox, WatchEvent};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -23,10 +23,12 @@ pub struct SandboxView {
     expires_at_ms: Option<u64>,
     spec: SpecView,
     explanation: Option<ExplanationView>,
+    /// on its node now; null when it has none
+    held: Option<ResourcesView>,
 }
 
 #[derive(Debug, Serialize)]
-struct CauseView {
+pub struct CauseView {
     reason: &'static str,
     message: String,
 }
@@ -40,7 +42,7 @@ struct TimelineView {
 }
 
 #[derive(Debug, Serialize)]
-struct ResourcesView {
+pub struct ResourcesView {
     cpu_millis: u64,
     memory_bytes: u64,
     disk_bytes: u64,
@@ -58,6 +60,9 @@ struct SpecView {
     start_timeout_seconds: u64,
     node_labels: BTreeMap<String, String>,
     io_bytes_per_second: Option<u64>,
+    /// null unless it was made from one
+    template: Option<String>,
+    snapshot: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -149,7 +154,16 @@ impl From<&Sandbox> for SandboxView {
                 start_timeout_seconds: spec.start_timeout.0 / 1000,
                 node_labels: spec.node_labels.clone(),
                 io_bytes_per_second: spec.io_bytes_per_second,
+                template: match &spec.source {
+                    Source::Template(name) => Some(name.clone()),
+                    Source::Image | Source::Snapshot(_) => None,
+                },
+                snapshot: match &spec.source {
+                    Source::Snapshot(id) => Some(id.to_string()),
+                    Source::Image | Source::Template(_) => None,
+                },
             },
+            held: sandbox.held.as_ref().map(Into::into),
             explanation: sandbox.explanation.as_ref().map(|explanation| ExplanationView {
                 verdict: explanation.verdict.as_str(),
                 sentence: explanation.sentence.clone(),

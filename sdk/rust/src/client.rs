@@ -222,7 +222,7 @@ impl Client {
         }
     }
 
-    async fn wait(
+    pub(crate) async fn wait(
         &self,
         id: SandboxId,
         limit: Duration,
@@ -256,6 +256,6 @@ impl Client {
 }
 
 /// UUID version 7: unique, and sorts by time in a log.
-fn request_id() -> String {
+pub(crate) fn request_id() -> String {
     Uuid::now_v7().to_string()
 }

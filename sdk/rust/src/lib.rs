@@ -34,6 +34,7 @@ mod file;
 mod logs;
 mod model;
 mod process;
+mod saved;
 mod watch;
 
 pub use client::{Client, ClientOptions};
@@ -42,6 +43,7 @@ pub use file::{FileInfo, FileReader, WriteOptions};
 pub use logs::{LogChunk, LogStream};
 pub use model::{Explanation, NewSandbox, Sandbox, SandboxFilter, Verdict};
 pub use process::{ExecOptions, Exit, Outcome, Output, Process, ProcessEvent, ProcessInput, TerminalSize};
+pub use saved::{ForkOf, ForkOptions, NewTemplate, Snapshot, Template};
 pub use watch::{Watch, WatchEvent};
 
 pub use pinfold_domain as domain;

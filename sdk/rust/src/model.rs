@@ -75,6 +75,8 @@ pub struct Sandbox {
     /// in order of time
     pub timeline: Vec<TimelineEntry>,
     pub explanation: Option<Explanation>,
+    /// what it holds on its node now; `None` when it has none
+    pub held: Option<Resources>,
 }
 
 impl Sandbox {
@@ -133,11 +135,11 @@ impl SandboxFilter {
     }
 }
 
-fn some(text: String) -> Option<String> {
+pub(crate) fn some(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
 }
 
-fn millis(at: Option<prost_types::Timestamp>) -> Timestamp {
+pub(crate) fn millis(at: Option<prost_types::Timestamp>) -> Timestamp {
     at.as_ref().map(convert::timestamp_from_wire).unwrap_or_default()
 }
 
@@ -187,6 +189,7 @@ pub(crate) fn sandbox(call: &'static str, sandbox: Option<wire::Sandbox>) -> Res
         expires_at: sandbox.expires_at.as_ref().map(convert::timestamp_from_wire),
         timeline: timeline(sandbox.timeline),
         explanation: sandbox.explanation.map(explanation),
+        held: sandbox.held.map(convert::spec::resources_from_wire),
     })
 }
 
