@@ -10,8 +10,10 @@
 use anyhow::{Context, bail};
 use clap::Parser;
 use pinfold_vmm_api::console::Reader;
-use pinfold_vmm_api::control::{ExitRecord, Request, Response};
-use pinfold_vmm_api::{CpuTemplate, Disk, MachineConfig, MemoryBacking, RateLimit, Vsock};
+use pinfold_vmm_api::control::{ExitRecord, Request, Response, SnapshotKind, SnapshotRequest};
+use pinfold_vmm_api::{
+    CpuTemplate, Disk, MachineConfig, MemoryBacking, RateLimit, Restore, RestoreMemory, Vsock,
+};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -19,13 +21,17 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+/// Whoever works on the VMM by hand has nothing to hide.
+const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
 #[derive(Debug, Parser)]
 struct Arguments {
     #[arg(long)]
     vmm: PathBuf,
-    #[arg(long)]
-    kernel: PathBuf,
+    #[arg(long, required_unless_present = "restore")]
+    kernel: Option<PathBuf>,
     #[arg(long)]
     initrd: Option<PathBuf>,
     /// path, or path:ro
@@ -56,6 +62,15 @@ struct Arguments {
     /// then ask the VMM to end
     #[arg(long)]
     kill: bool,
+    /// then pause for so long, and resume
+    #[arg(long)]
+    pause_ms: Option<u64>,
+    /// then pause, save to `state` and `memory` in this directory, and resume
+    #[arg(long)]
+    snapshot: Option<PathBuf>,
+    /// go on from the snapshot in this directory instead of booting
+    #[arg(long)]
+    restore: Option<PathBuf>,
     #[arg(long, default_value_t = 120)]
     timeout_seconds: u64,
 }
@@ -93,14 +108,16 @@ fn config(arguments: &Arguments, passed: &mut Vec<OwnedFd>) -> anyhow::Result<Ma
             rate: RateLimit::default(),
         });
     }
+    // a restored machine has its kernel in memory
+    let kernel = arguments.kernel.as_ref().filter(|_| arguments.restore.is_none()).map(open).transpose()?;
     let initrd = arguments.initrd.as_ref().map(open).transpose()?;
     Ok(MachineConfig {
         id: "boot".into(),
         vcpus: arguments.vcpus,
         memory_mib: arguments.memory_mib,
-        kernel: Some(inherit(open(&arguments.kernel)?, passed)?),
+        kernel: kernel.map(|file| inherit(file, passed)).transpose()?,
         initrd: initrd.map(|file| inherit(file, passed)).transpose()?,
-        restore: None,
+        restore: arguments.restore.as_ref().map(|from| restore(from, passed)).transpose()?,
         memory_backing: MemoryBacking::default(),
         cpu_template: CpuTemplate::default(),
         cmdline: arguments.cmdline.clone(),
@@ -161,6 +178,16 @@ fn at_mark(arguments: &Arguments) -> anyhow::Result<()> {
         println!("[boot] port {port} answered {text:?}");
         println!("[boot] {:?}", ask(&control, &Request::Status)?);
     }
+    if let Some(pause_ms) = arguments.pause_ms {
+        println!("[boot] {:?}", ask(&control, &Request::Pause)?);
+        std::thread::sleep(Duration::from_millis(pause_ms));
+        println!("[boot] {:?}", ask(&control, &Request::Resume)?);
+    }
+    if let Some(to) = &arguments.snapshot {
+        println!("[boot] {:?}", ask(&control, &Request::Pause)?);
+        println!("[boot] {:?}", snapshot(&control, to)?);
+        println!("[boot] {:?}", ask(&control, &Request::Resume)?);
+    }
     if arguments.kill {
         println!("[boot] {:?}", ask(&control, &Request::Kill)?);
     }
@@ -175,6 +202,30 @@ fn ask(socket: &Path, request: &Request) -> anyhow::Result<Response> {
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer)?;
     Ok(serde_json::from_str(&answer)?)
+}
+
+fn snapshot(socket: &Path, to: &Path) -> anyhow::Result<Response> {
+    std::fs::create_dir_all(to)?;
+    let (state, memory) = (scratch(&to.join("state"))?, scratch(&to.join("memory"))?);
+    let request = Request::Snapshot(SnapshotRequest { kind: SnapshotKind::Full, key: KEY.into() });
+    let line = format!("{}\n", serde_json::to_string(&request)?);
+    let stream = UnixStream::connect(socket)?;
+    stream
+        .send_with_fds(&[line.as_bytes()], &[state.as_raw_fd(), memory.as_raw_fd()])
+        .map_err(|error| std::io::Error::from_raw_os_error(error.errno()))?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    Ok(serde_json::from_str(&answer)?)
+}
+
+fn restore(from: &Path, passed: &mut Vec<OwnedFd>) -> anyhow::Result<Restore> {
+    Ok(Restore {
+        state: inherit(open(&from.join("state"))?, passed)?,
+        memory: RestoreMemory::File(inherit(open(&from.join("memory"))?, passed)?),
+        working_set: None,
+        key: KEY.into(),
+        paused: false,
+    })
 }
 
 /// Sends a line and half-closes; returns the greeting and all that comes until the end.

@@ -1,9 +1,10 @@
 //! From a config to a machine that is ready to run: a straight list of steps.
 
 mod devices;
+mod start;
 
-use crate::acpi::{self, MmioWindow};
-use crate::boot::{self, BootError};
+use crate::acpi::MmioWindow;
+use crate::boot::BootError;
 use crate::confinement::ConfinementError;
 use crate::control::ControlServer;
 use crate::descriptors::{DescriptorError, Descriptors};
@@ -12,13 +13,17 @@ use crate::devices::console::ConsoleBuffer;
 use crate::devices::virtio::block::device::BlockError;
 use crate::ending::Ending;
 use crate::events::Teller;
-use crate::machine::{Begin, Machine, Parts, Shared};
+use crate::machine::{Machine, Parts, Shared};
 use crate::memory::{self, MemoryError};
-use crate::memory_use::MemoryMeter;
+use crate::memory_use::{MemoryMeter, OwnFiles};
 use crate::metrics::Metrics;
+use crate::snapshot::memory::Origin;
+use crate::snapshot::restore::RestoreError;
+use crate::snapshot::save::Keepsake;
 use crate::vcpu::Vcpu;
 use crate::vcpu::cpuid::{CpuidError, Template};
-use crate::vcpu::registers::{self, RegisterError};
+use crate::vcpu::registers::RegisterError;
+use crate::vcpu::state;
 use crate::{generation, layout, seccomp, signals};
 use devices::{attach_devices, attach_platform, attach_serial, make_devices, windows};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
@@ -26,8 +31,8 @@ use kvm_ioctls::{Kvm, VmFd};
 use pinfold_vmm_api::config::limits;
 use pinfold_vmm_api::console::Writer;
 use pinfold_vmm_api::control::{Confinement, ExitReason, StartTiming};
-use pinfold_vmm_api::{MachineConfig, MachineConfigError, MemoryBacking};
-use std::fs::File;
+use pinfold_vmm_api::{MachineConfig, MachineConfigError};
+use start::Kernel;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
@@ -59,6 +64,8 @@ pub enum BuildError {
     Cpuid(#[from] CpuidError),
     #[error("{0}")]
     Register(#[from] RegisterError),
+    #[error("the snapshot is refused: {0}")]
+    Restore(#[from] RestoreError),
     #[error("ACPI tables cannot be written: {0}")]
     Acpi(vm_memory::GuestMemoryError),
     #[error("{0}")]
@@ -79,6 +86,7 @@ impl BuildError {
             Self::Boot(_) => ExitReason::BadKernel,
             Self::Disk { .. } => ExitReason::BadDisk,
             Self::Cpuid(CpuidError::Absent { .. }) => ExitReason::BadConfig,
+            Self::Restore(_) | Self::Cpuid(CpuidError::Saved(_)) => ExitReason::BadSnapshot,
             Self::KvmVersion(_) | Self::Kvm { .. } | Self::Cpuid(_) | Self::Register(_) => ExitReason::Kvm,
             Self::Memory(MemoryError::Register { .. }) => ExitReason::Kvm,
             Self::Memory(MemoryError::NotHuge { .. } | MemoryError::NoHugePages { .. }) => {
@@ -99,12 +107,12 @@ fn kvm(act: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
     move |source| BuildError::Kvm { act, source }
 }
 
-/// Builds the machine. `smaps`: the process's own, if there is one; `confinement`: what is in force, to be told; `began`:
+/// Builds the machine. `own`: what it may read of its own process; `confinement`: what is in force, to be told; `began`:
 /// when the process did.
 pub fn build(
     config: &MachineConfig,
     descriptors: Descriptors,
-    smaps: Option<File>,
+    own: OwnFiles,
     confinement: Confinement,
     began: Instant,
 ) -> Result<Machine, BuildError> {
@@ -112,11 +120,11 @@ pub fn build(
     config.validate()?;
     let signals = signals::Signals::block().map_err(host("block signals"))?;
     let (kvm, vm) = open_kvm(descriptors.kvm)?;
-    let memory_bytes = config.memory_mib << 20;
-    let memory = memory::allocate_backed(memory_bytes, config.memory_backing)?;
+    let (start, memory, origin) = start::prepare(config, descriptors.restore)?;
     memory::register(&memory, &vm)?;
-    let cpuid = Template::new(&kvm, config.vcpus, config.cpu_template)?;
-    create_interrupt_controllers(&vm, config.mmio_on_cmdline || !cpuid.has_deadline_timer())?;
+    let cpuid = start.cpuid(Template::new(&kvm, config.vcpus, config.cpu_template)?)?;
+    let has_pit = config.mmio_on_cmdline || !cpuid.has_deadline_timer();
+    create_interrupt_controllers(&vm, has_pit)?;
 
     let metrics = Arc::new(Metrics::default());
     let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
@@ -129,34 +137,26 @@ pub fn build(
     let platform = attach_platform(&vm)?;
     let generation = generation::fresh().map_err(host("get random numbers"))?;
     generation::write(&memory, generation).map_err(BuildError::Acpi)?;
-    let rsdp = acpi::write(&memory, config.vcpus, &windows).map_err(BuildError::Acpi)?;
-    let command_line = command_line(config, &windows)?;
-    let source = boot::Source {
-        kernel: descriptors.kernel.as_ref().ok_or(MachineConfigError::KernelOrRestore)?,
+    let kernel = Kernel {
+        kernel: descriptors.kernel.as_ref(),
         initrd: descriptors.initrd.as_ref(),
-        command_line: &command_line,
-        map_kernel: config.memory_backing == MemoryBacking::Anonymous,
-        rsdp,
+        windows: &windows,
     };
-    let entry = boot::load(&memory, memory_bytes, &source)?;
+    let entry = start.load(config, &memory, &kernel)?;
     timing.kernel_loaded_us = micros_since(began);
 
     let bus = Arc::new(Bus::new(serial, transports.clone(), Arc::clone(&ending), Arc::clone(&metrics)));
-    let mut vcpus = Vec::new();
-    for id in 0..config.vcpus {
-        let fd = vm.create_vcpu(u64::from(id)).map_err(self::kvm("create a vCPU"))?;
-        fd.set_cpuid2(&cpuid.for_vcpu(id)?).map_err(self::kvm("set the CPUID of a vCPU"))?;
-        registers::set_common(&fd, id)?;
-        if id == 0 {
-            registers::set_boot(&fd, &memory, entry)?;
-        }
+    let new_vcpu = |id| {
+        let fd = start.vcpu(&vm, id, &cpuid, &memory, entry)?;
         let (bus, ending, metrics) = (Arc::clone(&bus), Arc::clone(&ending), Arc::clone(&metrics));
-        vcpus.push(Vcpu { id, fd, bus, ending, metrics });
-    }
+        Ok(Vcpu { id, fd, bus, ending, metrics })
+    };
+    let vcpus = (0..config.vcpus).map(new_vcpu).collect::<Result<Vec<_>, BuildError>>()?;
+    start.finish(&vm, &bus, &transports, &platform)?;
     let bindings = seccomp::bindings(!config.without_seccomp)?;
     timing.devices_ready_us = micros_since(began);
     let shared = Shared {
-        meter: MemoryMeter::new(smaps, &memory),
+        meter: MemoryMeter::new(own.smaps, &memory),
         ring: Writer::create(descriptors.console).map_err(host("set up the console ring"))?,
         console,
         platform,
@@ -169,13 +169,34 @@ pub fn build(
         began,
     };
     let control = ControlServer::new(descriptors.control).map_err(host("listen on the control socket"))?;
-    let begin = Begin::Boot;
-    let parts = Parts { vm, memory, vcpus, transports, control, bindings, shared, begin };
+    let (begin, pagemap) = (start::begin(config), own.pagemap);
+    let keepsake = Keepsake { pagemap, ..keepsake(config, &kvm, cpuid, has_pit, origin)? };
+    let parts = Parts { vm, memory, vcpus, bus, keepsake, transports, control, bindings, shared, begin };
     Machine::new(parts).map_err(host("make an event loop"))
 }
 
 pub(crate) fn micros_since(began: Instant) -> u64 {
     u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// What it takes to save the machine later, when `/dev/kvm` is closed.
+fn keepsake(
+    config: &MachineConfig,
+    kvm: &Kvm,
+    cpuid: Template,
+    has_pit: bool,
+    origin: Origin,
+) -> Result<Keepsake, BuildError> {
+    let msrs = kvm.get_msr_index_list().map_err(self::kvm("list model specific registers"))?;
+    Ok(Keepsake {
+        cpuid,
+        cpu_template: config.cpu_template,
+        mmio_on_cmdline: config.mmio_on_cmdline,
+        has_pit,
+        msrs: state::saved_msrs(msrs.as_slice()).into(),
+        origin,
+        pagemap: None,
+    })
 }
 
 fn open_kvm(fd: OwnedFd) -> Result<(Kvm, VmFd), BuildError> {

@@ -12,6 +12,7 @@ mod token;
 mod works;
 
 use crate::control::ControlServer;
+use crate::devices::bus::Bus;
 use crate::devices::console::{ConsoleBuffer, FLUSH_INTERVAL};
 use crate::devices::platform::PlatformEvents;
 use crate::devices::virtio::mmio::Transport;
@@ -22,6 +23,7 @@ use crate::memory_use::MemoryMeter;
 use crate::metrics::Metrics;
 use crate::seccomp::{Bindings, Thread};
 use crate::signals::Signals;
+use crate::snapshot::save::Keepsake;
 use crate::vcpu::Vcpu;
 use crate::vcpu::crew::Crew;
 use kvm_ioctls::VmFd;
@@ -80,6 +82,8 @@ pub struct Parts {
     pub vm: VmFd,
     pub memory: GuestMemory,
     pub vcpus: Vec<Vcpu>,
+    pub bus: Arc<Bus>,
+    pub keepsake: Keepsake,
     pub transports: Vec<Arc<Transport>>,
     pub control: ControlServer,
     pub bindings: Bindings,
@@ -96,10 +100,12 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(parts: Parts) -> io::Result<Self> {
-        let Parts { vm, memory, vcpus, transports, control, bindings, shared, begin } = parts;
+        let Parts { vm, memory, vcpus, bus, keepsake, transports, control, bindings, shared, begin } = parts;
         let works = Works {
-            _vm: vm,
-            _memory: memory,
+            vm,
+            memory,
+            bus,
+            keepsake,
             crew: Crew::new(vcpus),
             transports,
             shared,

@@ -5,8 +5,10 @@
 
 use crate::memory::GuestMemory;
 use pinfold_vmm_api::control::MemoryUse;
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -36,6 +38,17 @@ impl MemoryMeter {
         }
     }
 
+    /// Host addresses within guest memory that show a file. Without smaps all of guest memory may.
+    pub fn guest_files(&self) -> Vec<Range<u64>> {
+        let all = || self.guest.iter().map(|(from, to)| *from..*to).collect();
+        let Some(text) = self.smaps.as_ref().and_then(|file| read_all(file).ok()) else { return all() };
+        let text = String::from_utf8_lossy(&text);
+        let of_guest =
+            |range: &Range<u64>| self.guest.iter().any(|(from, to)| (*from..*to).contains(&range.start));
+        let file = |line| header(line).filter(|(_, path)| path.starts_with('/')).map(|(range, _)| range);
+        text.lines().filter_map(file).filter(of_guest).collect()
+    }
+
     fn resident(&self) -> u64 {
         let mut pages = 0;
         for region in self.memory.iter() {
@@ -50,20 +63,35 @@ impl MemoryMeter {
     }
 }
 
-/// Opens the process's own smaps under a directory given by descriptor, which is closed, or under `/proc`.
-pub fn open_smaps(proc_directory: Option<RawFd>) -> Option<File> {
-    let Some(number) = proc_directory else { return File::open("/proc/self/smaps").ok() };
-    if number < 3 {
-        return None;
+/// What the process reads of itself under `/proc`; none where there is no procfs.
+#[derive(Debug, Default)]
+pub struct OwnFiles {
+    pub smaps: Option<File>,
+    pub pagemap: Option<File>,
+}
+
+impl OwnFiles {
+    /// Opens them under a directory given by descriptor, which is closed, or under `/proc`.
+    pub fn open(proc_directory: Option<RawFd>) -> Self {
+        let Some(number) = proc_directory else {
+            let open = |path| File::open(path).ok();
+            return Self { smaps: open("/proc/self/smaps"), pagemap: open("/proc/self/pagemap") };
+        };
+        if number < 3 {
+            return Self::default();
+        }
+        // SAFETY: nothing else in this process uses the descriptor; a wrong number makes the look-up fail.
+        let directory = unsafe { OwnedFd::from_raw_fd(number) };
+        let open = |path: &CStr| {
+            // SAFETY: the path ends in NUL, and the flags make no file.
+            let fd = unsafe {
+                libc::openat(directory.as_raw_fd(), path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC)
+            };
+            // SAFETY: the descriptor is new and nobody else's.
+            (fd >= 0).then(|| unsafe { File::from_raw_fd(fd) })
+        };
+        Self { smaps: open(c"self/smaps"), pagemap: open(c"self/pagemap") }
     }
-    // SAFETY: nothing else in this process uses the descriptor; a wrong number makes the look-up fail.
-    let directory = unsafe { OwnedFd::from_raw_fd(number) };
-    // SAFETY: the path is a literal that ends in NUL, and the flags make no file.
-    let fd = unsafe {
-        libc::openat(directory.as_raw_fd(), c"self/smaps".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC)
-    };
-    // SAFETY: the descriptor is new and nobody else's.
-    (fd >= 0).then(|| unsafe { File::from_raw_fd(fd) })
 }
 
 fn read_all(file: &File) -> io::Result<Vec<u8>> {
@@ -83,8 +111,8 @@ fn sum(text: &str, guest: &[(u64, u64)]) -> MemoryUse {
     let mut total = MemoryUse::default();
     let (mut in_guest, mut of_file) = (false, false);
     for line in text.lines() {
-        if let Some((start, path)) = header(line) {
-            in_guest = guest.iter().any(|(from, to)| (*from..*to).contains(&start));
+        if let Some((range, path)) = header(line) {
+            in_guest = guest.iter().any(|(from, to)| (*from..*to).contains(&range.start));
             of_file = path.starts_with('/');
             continue;
         }
@@ -106,12 +134,11 @@ fn sum(text: &str, guest: &[(u64, u64)]) -> MemoryUse {
 }
 
 /// `start-end perms offset dev inode path` of a mapping's first line.
-fn header(line: &str) -> Option<(u64, &str)> {
+fn header(line: &str) -> Option<(Range<u64>, &str)> {
     let (range, rest) = line.split_once(' ')?;
     let (start, end) = range.split_once('-')?;
-    u64::from_str_radix(end, 16).ok()?;
     let path = rest.split_ascii_whitespace().nth(4).unwrap_or("");
-    Some((u64::from_str_radix(start, 16).ok()?, path))
+    Some((u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?, path))
 }
 
 #[cfg(test)]
@@ -150,17 +177,18 @@ Anonymous:            40 kB
     #[test]
     fn a_directory_by_descriptor_serves_as_well() {
         let directory = File::open("/proc").expect("procfs");
-        let smaps = open_smaps(Some(crate::descriptors::give(directory))).expect("own smaps");
-        assert!(!read_all(&smaps).expect("read").is_empty());
+        let own = OwnFiles::open(Some(crate::descriptors::give(directory)));
+        assert!(!read_all(&own.smaps.expect("own smaps")).expect("read").is_empty());
+        assert!(own.pagemap.is_some());
         let elsewhere = File::open("/").expect("the root");
-        assert!(open_smaps(Some(crate::descriptors::give(elsewhere))).is_none());
-        assert!(open_smaps(Some(0)).is_none());
+        assert!(OwnFiles::open(Some(crate::descriptors::give(elsewhere))).smaps.is_none());
+        assert!(OwnFiles::open(Some(0)).pagemap.is_none());
     }
 
     #[test]
     fn touched_guest_pages_are_seen_with_and_without_proc() {
         let memory = crate::memory::allocate(96 << 20).expect("memory");
-        let mut meter = MemoryMeter::new(open_smaps(None), &memory);
+        let mut meter = MemoryMeter::new(OwnFiles::open(None).smaps, &memory);
         let before = meter.measure().guest_resident_bytes;
         for page in 0..2048u64 {
             memory.write_obj(1u8, GuestAddress(page * 4096)).expect("in memory");

@@ -10,8 +10,9 @@
 use crate::builder::{self, BuildError};
 use crate::descriptors::{self, Descriptors};
 use crate::machine::Machine;
+use crate::memory_use::OwnFiles;
 use crate::seccomp::Thread;
-use crate::{confinement, memory_use, record};
+use crate::{confinement, record};
 use anyhow::Context;
 use pinfold_vmm_api::MachineConfig;
 use pinfold_vmm_api::control::{ExitReason, ExitRecord};
@@ -46,8 +47,8 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     // SAFETY: nothing in this process has used the descriptors of the config yet.
     let exit = unsafe { descriptors::take_exit(&config) }?;
     die_with_a_record(&exit)?;
-    let smaps = memory_use::open_smaps(options.proc_fd);
-    let record = match machine(&config, smaps, options) {
+    let own = OwnFiles::open(options.proc_fd);
+    let record = match machine(&config, own, options) {
         Ok(machine) => machine.run(),
         Err(error) => empty_record(error.reason(), error.to_string()),
     };
@@ -57,14 +58,14 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     leave(i32::from(written.is_err()))
 }
 
-fn machine(config: &MachineConfig, smaps: Option<File>, options: &Options) -> Result<Machine, BuildError> {
+fn machine(config: &MachineConfig, own: OwnFiles, options: &Options) -> Result<Machine, BuildError> {
     config.validate()?;
     // SAFETY: nothing in this process has used the descriptors of the config yet, but for the exit record's.
     let descriptors = unsafe { Descriptors::take(config) }?;
     confinement::forbid_dumps()?;
     let landlock = if options.landlock { confinement::forbid_paths(config.vsock.as_ref())? } else { None };
     let confinement = confinement::told(landlock, !config.without_seccomp);
-    let mut machine = builder::build(config, descriptors, smaps, confinement, options.began)?;
+    let mut machine = builder::build(config, descriptors, own, confinement, options.began)?;
     if let Some(call) = options.once_bound {
         machine.call_once_bound(call);
     }

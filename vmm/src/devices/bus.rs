@@ -3,6 +3,8 @@
 //! Called on vCPU threads. Reads outside of every device give all ones, as on a real bus; writes there are ignored;
 //! both count as guest errors only for MMIO, because every x86 kernel probes ports.
 
+pub mod persist;
+
 use super::power::PowerRegisters;
 use super::serial::SerialPort;
 use super::virtio::mmio::Transport;
@@ -19,6 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 const I8042_PULSE_RESET: u8 = 0xfe;
 /// The only bit of the panic port: what it can take, and what the guest writes.
 const PANICKED: u8 = 1;
+
+pub use persist::BusState;
 
 pub struct Bus {
     serial: Mutex<SerialPort>,

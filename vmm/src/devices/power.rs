@@ -8,6 +8,7 @@
 
 use crate::acpi::SLEEP_TYPE_OFF;
 use crate::layout;
+use serde::{Deserialize, Serialize};
 
 const SCI_ENABLED: u16 = 1;
 const SLEEP_TYPE: u16 = 0b111 << 10;
@@ -22,7 +23,23 @@ pub struct PowerRegisters {
     control: u16,
 }
 
+/// What the guest has written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PowerState {
+    enable: u16,
+    control: u16,
+}
+
 impl PowerRegisters {
+    pub fn save(&self) -> PowerState {
+        PowerState { enable: self.enable, control: self.control }
+    }
+
+    pub fn restore(&mut self, saved: &PowerState) {
+        (self.enable, self.control) = (saved.enable, saved.control);
+    }
+
     /// True for the ports of these registers.
     pub fn covers(port: u16) -> bool {
         (layout::PM1_EVENT_PORT..END).contains(&port)

@@ -6,21 +6,29 @@
 use super::Shared;
 use super::token::Token;
 use crate::builder::micros_since;
+use crate::devices::bus::Bus;
 use crate::devices::virtio::command;
 use crate::devices::virtio::mmio::Transport;
 use crate::memory::GuestMemory;
+use crate::snapshot::format::Key;
+use crate::snapshot::save::{self, Keepsake, Subject, Written};
 use crate::vcpu::crew::Crew;
 use kvm_ioctls::VmFd;
-use pinfold_vmm_api::control::{ExitReason, MachineState, Request, Response, Status};
+use pinfold_vmm_api::control::{
+    ExitReason, MachineState, Request, Response, SnapshotKind, SnapshotRequest, SnapshotTaken, Status,
+};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::Instant;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 pub(super) struct Works {
-    /// the virtual machine and its memory live as long as the vCPUs run
-    pub _vm: VmFd,
-    pub _memory: GuestMemory,
+    pub vm: VmFd,
+    pub memory: GuestMemory,
+    pub bus: Arc<Bus>,
+    pub keepsake: Keepsake,
     pub crew: Crew,
     pub transports: Vec<Arc<Transport>>,
     pub shared: Shared,
@@ -103,7 +111,6 @@ impl Works {
 
     /// `fds`: descriptors that came with the request; those that it does not want are closed.
     pub fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Response {
-        let _ = fds;
         if let Some(response) = command::answer(&self.transports, &request) {
             return response;
         }
@@ -119,8 +126,40 @@ impl Works {
             },
             Request::Pause => self.or_end("pause", Self::pause),
             Request::Resume => self.or_end("resume", Self::resume),
+            Request::Snapshot(request) => match self.snapshot(&request, fds) {
+                Ok(taken) => Response::Snapshot(taken),
+                Err(message) => Response::Error { message },
+            },
             other => Response::Error { message: format!("this machine cannot do {other:?} yet") },
         }
+    }
+
+    /// The machine goes on as it was, whether or not that was possible.
+    fn snapshot(&self, request: &SnapshotRequest, fds: Vec<OwnedFd>) -> Result<SnapshotTaken, String> {
+        if !self.paused {
+            return Err("a machine is saved while it is paused, and this one is not".into());
+        }
+        let [state, memory]: [File; 2] =
+            fds.into_iter().map(File::from).collect::<Vec<_>>().try_into().map_err(|fds: Vec<_>| {
+                format!("a snapshot takes two descriptors, state and memory; {} came", fds.len())
+            })?;
+        let began = Instant::now();
+        let subject = Subject {
+            vm: &self.vm,
+            memory: &self.memory,
+            crew: &self.crew,
+            bus: &self.bus,
+            transports: &self.transports,
+            keepsake: &self.keepsake,
+            over: &self.shared.meter.guest_files(),
+        };
+        let key = Key::from_hex(&request.key).map_err(|error| error.to_string())?;
+        let written = match request.kind {
+            SnapshotKind::Full => save::full(&subject, &key, &state, &memory),
+            SnapshotKind::Diff => return Err("this machine cannot save what changed".into()),
+        };
+        let Written { state_bytes, memory_data_bytes } = written.map_err(|error| error.to_string())?;
+        Ok(SnapshotTaken { state_bytes, memory_data_bytes, took_us: micros_since(began) })
     }
 
     /// A machine that can neither be stopped nor set going is none any more.

@@ -1,6 +1,8 @@
 //! The device thread: files by position, Unix sockets, epoll. It opens nothing.
 
+use super::kvm::{in_and_out, out};
 use super::{Rule, When};
+use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};
 
 /// `FIONBIO`: how the standard library makes a socket non-blocking.
 const FIONBIO: u64 = 0x5421;
@@ -57,6 +59,32 @@ pub(super) const RULES: &[Rule] = &[
         call: libc::SYS_tgkill,
         when: &[When::Is { argument: 2, value: crate::vcpu::crew::HALT_SIGNAL as u64 }],
         why: "a pause takes the vCPU threads out of the guest",
+    },
+    Rule {
+        call: libc::SYS_ioctl,
+        when: &[When::Is { argument: 1, value: in_and_out::<kvm_irqchip>(0x62) }],
+        why: "KVM_GET_IRQCHIP, for a snapshot",
+    },
+    Rule {
+        call: libc::SYS_ioctl,
+        when: &[When::Is { argument: 1, value: out::<kvm_clock_data>(0x7c) }],
+        why: "KVM_GET_CLOCK, for a snapshot",
+    },
+    Rule {
+        call: libc::SYS_ioctl,
+        when: &[When::Is { argument: 1, value: out::<kvm_pit_state2>(0x9f) }],
+        why: "KVM_GET_PIT2, for a snapshot",
+    },
+    Rule { call: libc::SYS_ftruncate, when: &[], why: "the files of a snapshot" },
+    Rule {
+        call: libc::SYS_lseek,
+        when: &[When::Is { argument: 2, value: libc::SEEK_DATA as u64 }],
+        why: "a snapshot of a restored machine: what the file holds that it was restored from",
+    },
+    Rule {
+        call: libc::SYS_lseek,
+        when: &[When::Is { argument: 2, value: libc::SEEK_HOLE as u64 }],
+        why: "the same",
     },
     Rule { call: libc::SYS_shutdown, when: &[], why: "half-closed vsock connections" },
     Rule {

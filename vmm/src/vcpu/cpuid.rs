@@ -5,6 +5,7 @@
 //! (0x4000_0000 on) stay, for kvmclock and paravirtual interrupts.
 
 mod level;
+pub mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +43,8 @@ pub enum CpuidError {
     TooLong,
     #[error("cpu_template is {template:?}, which asks for {feature}: this host does not have it")]
     Absent { template: CpuTemplate, feature: &'static str },
+    #[error("{0}")]
+    Saved(saved::SavedError),
 }
 
 /// The table that all vCPUs share but for [`for_vcpu`].

@@ -1,0 +1,131 @@
+//! What a snapshot is of, checked against the machine that is to go on with it before anything is touched.
+//!
+//! Fields are named in the file; one that a reader does not know is refused, because it may be one that it must not pass
+//! over. A change that older readers could not follow raises [`super::format::VERSION`].
+
+use super::vm::VmState;
+use crate::devices::bus::BusState;
+use crate::devices::virtio::mmio::persist::TransportState;
+use crate::snapshot::blob::Blob;
+use crate::vcpu::state::VcpuState;
+use pinfold_vmm_api::CpuTemplate;
+use serde::{Deserialize, Serialize};
+
+/// The body of a state file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Saved {
+    pub manifest: Manifest,
+    /// CPUID entries that all vCPUs share
+    pub cpuid: Blob,
+    pub vcpus: Vec<VcpuState>,
+    pub vm: VmState,
+    pub bus: BusState,
+    pub devices: Vec<TransportState>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// of the VMM that saved it; told when a restore is refused
+    pub vmm_version: String,
+    pub cpu_template: CpuTemplate,
+    /// of [`Saved::cpuid`]: equal on a host with the same processor, microcode and kernel
+    #[serde(with = "serde_bytes")]
+    pub cpuid_digest: [u8; 32],
+    pub vcpus: u32,
+    pub memory: MemoryManifest,
+    /// device types in their order (virtio 1.2, 5)
+    pub devices: Vec<u32>,
+    /// devices are on the kernel's command line, and there is an interval timer
+    pub mmio_on_cmdline: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryManifest {
+    /// guest addresses (start, length in bytes) in the order in which they follow each other in the file
+    pub ranges: Vec<(u64, u64)>,
+    pub file_bytes: u64,
+    pub contents: Contents,
+    pub digest: DigestPolicy,
+}
+
+/// What the memory file holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Contents {
+    /// all of memory; a hole is zero
+    Full,
+    /// the pages of these extents of the file (offset, length in bytes); for the rest the snapshot before it holds
+    Diff { extents: Vec<(u64, u64)> },
+}
+
+/// Whether and how the memory file itself is authenticated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DigestPolicy {
+    /// Not at all: a digest would have to read what a restore only maps. Whoever keeps the file keeps it from others.
+    KeptByOwner,
+}
+
+/// What this process is to make of it.
+#[derive(Debug)]
+pub struct Wanted {
+    pub vcpus: u32,
+    pub memory_bytes: u64,
+    pub cpu_template: CpuTemplate,
+    pub mmio_on_cmdline: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    #[error("the snapshot (of VMM {version}) has {what} {saved}, the config {wanted}")]
+    Differs { version: String, what: &'static str, saved: String, wanted: String },
+    #[error("a diff cannot be restored: merge it with the snapshot before it")]
+    Diff,
+    #[error("the snapshot's lists contradict each other: {what}")]
+    Lists { what: &'static str },
+}
+
+impl Saved {
+    /// May a machine like `wanted` go on from here?
+    pub fn fits(&self, wanted: &Wanted) -> Result<(), Mismatch> {
+        let manifest = &self.manifest;
+        let same = |what, saved: String, wanted: String| {
+            let version = manifest.vmm_version.clone();
+            if saved == wanted { Ok(()) } else { Err(Mismatch::Differs { version, what, saved, wanted }) }
+        };
+        same("vcpus", manifest.vcpus.to_string(), wanted.vcpus.to_string())?;
+        same(
+            "memory ranges",
+            format!("{:x?}", manifest.memory.ranges),
+            format!("{:x?}", crate::memory::ranges(wanted.memory_bytes)),
+        )?;
+        same("memory bytes", manifest.memory.file_bytes.to_string(), wanted.memory_bytes.to_string())?;
+        let template = |template: CpuTemplate| format!("{template:?}");
+        same("cpu_template", template(manifest.cpu_template), template(wanted.cpu_template))?;
+        let cmdline = |there: bool| there.to_string();
+        same("mmio_on_cmdline", cmdline(manifest.mmio_on_cmdline), cmdline(wanted.mmio_on_cmdline))?;
+        if manifest.memory.contents != Contents::Full {
+            return Err(Mismatch::Diff);
+        }
+        let agree = |what, agree| if agree { Ok(()) } else { Err(Mismatch::Lists { what }) };
+        agree("vcpus", self.vcpus.len() == manifest.vcpus as usize)?;
+        agree("devices", self.devices.iter().map(|device| device.kind).eq(manifest.devices.iter().copied()))
+    }
+
+    /// The devices of the config, in their order.
+    pub fn has_devices(&self, configured: &[u32]) -> Result<(), Mismatch> {
+        let saved = &self.manifest.devices;
+        if saved == configured {
+            return Ok(());
+        }
+        Err(Mismatch::Differs {
+            version: self.manifest.vmm_version.clone(),
+            what: "devices of types",
+            saved: format!("{saved:?}"),
+            wanted: format!("{configured:?}"),
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! Going on from a snapshot: the state file is checked, parsed and compared with the config before anything is made of
+//! it; memory is mapped and not read.
+
+use super::format::{self, FormatError, Key};
+use super::manifest::{Mismatch, Saved, Wanted};
+use super::memory::Origin;
+use super::vm::{self, VmStateError};
+use crate::descriptors::{MemorySource, RestoreDescriptors};
+use crate::devices::bus::Bus;
+use crate::devices::virtio::mmio::Transport;
+use crate::devices::virtio::persist::DeviceStateError;
+use crate::memory::{self, GuestMemory, MemoryError};
+use crate::vcpu::state::StateError;
+use kvm_ioctls::VmFd;
+use pinfold_vmm_api::Restore;
+use std::io;
+use std::sync::Arc;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error("{0}")]
+    Format(#[from] FormatError),
+    #[error("the state file's body is none of this version: {0}")]
+    Decode(String),
+    #[error("{0}")]
+    Mismatch(#[from] Mismatch),
+    #[error("{0}")]
+    Memory(#[from] MemoryError),
+    #[error("{0}")]
+    Vcpu(#[from] StateError),
+    #[error("{0}")]
+    Vm(#[from] VmStateError),
+    #[error("device {index}: {source}")]
+    Device { index: usize, source: DeviceStateError },
+    #[error("memory from a page-fault handler is not served yet")]
+    Handler,
+    #[error("{0}")]
+    Bus(#[from] io::Error),
+}
+
+/// A snapshot that this machine can go on from, with its memory in place.
+pub struct Opened {
+    pub saved: Saved,
+    pub memory: GuestMemory,
+    pub origin: Origin,
+}
+
+/// Opens the files of `restore` for a machine like `wanted`.
+pub fn open(restore: &Restore, files: RestoreDescriptors, wanted: &Wanted) -> Result<Opened, RestoreError> {
+    let body = format::open(&files.state, &Key::from_hex(&restore.key)?)?;
+    let saved = decode(&body)?;
+    saved.fits(wanted)?;
+    let (memory, origin) = match files.memory {
+        MemorySource::File(file) => (memory::map_private(wanted.memory_bytes, &file)?, Origin::File(file)),
+        MemorySource::Handler(_) => return Err(RestoreError::Handler),
+    };
+    Ok(Opened { saved, memory, origin })
+}
+
+/// The body of a state file.
+pub fn decode(body: &[u8]) -> Result<Saved, RestoreError> {
+    let mut rest = body;
+    let saved = ciborium::from_reader(&mut rest).map_err(|error| RestoreError::Decode(error.to_string()))?;
+    if rest.is_empty() {
+        return Ok(saved);
+    }
+    Err(RestoreError::Decode(format!("{} bytes follow its end", rest.len())))
+}
+
+/// Puts what is saved into the machine whose vCPUs have theirs, and sets its devices going.
+pub fn apply(saved: &Saved, vm: &VmFd, bus: &Bus, transports: &[Arc<Transport>]) -> Result<(), RestoreError> {
+    let kinds: Vec<_> = transports.iter().map(|transport| transport.kind()).collect();
+    saved.has_devices(&kinds)?;
+    vm::restore(vm, &saved.vm)?;
+    bus.restore(&saved.bus)?;
+    for (index, (transport, state)) in transports.iter().zip(&saved.devices).enumerate() {
+        transport.restore(state).map_err(|source| RestoreError::Device { index, source })?;
+    }
+    for transport in transports {
+        transport.wake();
+    }
+    Ok(())
+}
