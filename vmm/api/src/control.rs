@@ -177,6 +177,9 @@ pub struct StartTiming {
     pub devices_ready_us: u64,
     /// just before the first KVM_RUN
     pub first_run_us: u64,
+    /// processor time of the whole process by then, exec included
+    #[serde(default)]
+    pub first_run_cpu_us: u64,
 }
 
 /// Bytes, from `/proc/self/smaps` or an equal source.

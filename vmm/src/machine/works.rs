@@ -81,6 +81,7 @@ impl Works {
     pub fn run_guest(&mut self, resumed: bool) -> io::Result<()> {
         if self.shared.timing.first_run_us == 0 {
             self.shared.timing.first_run_us = micros_since(self.shared.began);
+            self.shared.timing.first_run_cpu_us = crate::process::cpu_us();
         }
         self.crew.run(resumed).map_err(io::Error::other)?;
         self.watch_guest()?;

@@ -1,8 +1,10 @@
 //! What is measured: one group for each kind of question.
 
 mod agent;
+mod host;
 mod io;
 mod memory;
+mod restore;
 mod start;
 
 use super::lab::Lab;
@@ -32,6 +34,10 @@ pub enum Group {
     Realtime,
     /// exec to the guest agent's hello, our kernel and the stock one in turns
     Agent,
+    /// the VMM's own processor time, on this machine itself
+    Host,
+    /// a saved sandbox taken up again, and clones of it
+    Restore,
     /// block devices, ours and QEMU's in turns
     Block,
     /// vsock and QEMU's virtio serial port in turns
@@ -48,6 +54,8 @@ impl Group {
             Self::Memory => "memory",
             Self::Realtime => "realtime",
             Self::Agent => "agent",
+            Self::Host => "host",
+            Self::Restore => "restore",
             Self::Block => "block",
             Self::Channel => "channel",
             Self::Net => "net",
@@ -67,6 +75,12 @@ impl Group {
             Self::Agent => {
                 "exec to the guest agent's hello, our kernel beside the stock one, by the wall's clock"
             }
+            Self::Host => {
+                "the VMM's own processor time before the guest's first instruction, on this machine itself"
+            }
+            Self::Restore => {
+                "a saved sandbox taken up again beside a cold boot, by size, and 20 clones of it"
+            }
             Self::Block => "a raw disk in the node's memory, by loops in the guest, beside QEMU's virtio-blk",
             Self::Channel => "round trips and bulk between node and guest: vsock beside QEMU's virtio-serial",
             Self::Net => "TCP between node and guest over a tap, beside QEMU's virtio-net",
@@ -80,6 +94,8 @@ impl Group {
             Self::Memory => memory::run(lab),
             Self::Realtime => start::realtime(lab, runs),
             Self::Agent => agent::run(lab, runs),
+            Self::Host => host::run(lab, workspace),
+            Self::Restore => restore::run(lab, runs),
             Self::Block => io::block(lab, runs),
             Self::Channel => io::channel(lab, runs),
             Self::Net => io::net(lab, runs),

@@ -8,6 +8,7 @@ use serde::Serialize;
 pub enum Goal {
     /// of the measured value
     AtMost(f64),
+    AtLeast(f64),
     /// of the ratio to the peer
     RatioAtMost(f64),
     RatioAtLeast(f64),
@@ -40,6 +41,11 @@ impl Row {
         }
     }
 
+    pub fn at_least(what: impl Into<String>, limit: f64, measured: f64, unit: &'static str) -> Self {
+        let goal = Goal::AtLeast(limit);
+        Self { what: what.into(), goal, measured, unit, peer: None, beside: String::new() }
+    }
+
     pub fn shown(what: impl Into<String>, measured: f64, unit: &'static str) -> Self {
         Self { what: what.into(), goal: Goal::Shown, measured, unit, peer: None, beside: String::new() }
     }
@@ -63,6 +69,7 @@ impl Row {
         let ratio = || self.ratio_value().unwrap_or(f64::NAN);
         match self.goal {
             Goal::AtMost(limit) => Some(self.measured <= limit),
+            Goal::AtLeast(limit) => Some(self.measured >= limit),
             Goal::RatioAtMost(limit) => Some(ratio() <= limit),
             Goal::RatioAtLeast(limit) => Some(ratio() >= limit),
             Goal::Shown => None,
@@ -72,6 +79,7 @@ impl Row {
     fn cells(&self) -> [String; 7] {
         let goal = match self.goal {
             Goal::AtMost(limit) => format!("<= {}", number(limit)),
+            Goal::AtLeast(limit) => format!(">= {}", number(limit)),
             Goal::RatioAtMost(limit) => format!("ratio <= {}", number(limit)),
             Goal::RatioAtLeast(limit) => format!("ratio >= {}", number(limit)),
             Goal::Shown => "shown".to_owned(),

@@ -1,26 +1,24 @@
 //! `boot`: from exec to a mark, what it took; then, if asked, what the idle machine costs.
 
 use crate::clock::now_us;
+use crate::control;
 use crate::counters::{self, Exits};
 use crate::launch::{self, Machine, Running};
 use crate::trace::Trace;
 use crate::{memory, process};
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use pinfold_vmm_api::control::{Request, Response, Status};
+use pinfold_vmm_api::control::Request;
 use serde_json::{Value, json};
-use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Read;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
-/// For answers of our control socket.
-const CONTROL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Pauses of an idle machine; their median counts.
+const PAUSES: usize = 20;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -37,9 +35,6 @@ pub struct Arguments {
     poll_us: u64,
     #[arg(long, default_value_t = 100)]
     timeout_s: u64,
-    /// Transparent huge pages of the node while this runs
-    #[arg(long, value_enum)]
-    huge_pages: Option<HugePages>,
     /// Count exits by reason and port as well, which makes them slower
     #[arg(long)]
     profile: bool,
@@ -48,18 +43,7 @@ pub struct Arguments {
     idle_ms: u64,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum HugePages {
-    Always,
-    Madvise,
-    Never,
-}
-
 pub fn run(arguments: &Arguments) -> Result<Value> {
-    if let Some(pages) = arguments.huge_pages {
-        let word = pages.to_possible_value().context("every value has a name")?;
-        fs::write(HUGE_PAGES, word.get_name()).with_context(|| format!("writing {HUGE_PAGES}"))?;
-    }
     arguments.machine.warm()?;
     let trace = Trace::begin(arguments.profile)?;
     let mut running = launch::start(&arguments.machine)?;
@@ -79,10 +63,13 @@ pub fn run(arguments: &Arguments) -> Result<Value> {
     });
     drop(trace);
     if let Some(control) = &running.control {
-        result["status"] = serde_json::to_value(status(control)?)?;
+        result["status"] = serde_json::to_value(control::status(control)?)?;
     }
     if arguments.idle_ms > 0 {
         result["idle"] = idle(pid, memory_bytes, Duration::from_millis(arguments.idle_ms))?;
+        if let Some(control) = &running.control {
+            result["pauses"] = pauses(control)?;
+        }
     }
     Ok(result)
 }
@@ -158,21 +145,18 @@ fn exits_since(after: &Exits, before: &Exits) -> Exits {
     }
 }
 
-fn status(control: &Path) -> Result<Status> {
-    match ask(control, &Request::Status)? {
-        Response::Status(status) => Ok(status),
-        other => bail!("the VMM answered {other:?} to a status request"),
+/// How long a pause and a resume of the idle machine take, asked and answered over the control socket.
+fn pauses(control: &Path) -> Result<Value> {
+    let (mut pause_us, mut resume_us) = (Vec::new(), Vec::new());
+    for _ in 0..PAUSES {
+        let began = now_us();
+        control::done(control, &Request::Pause, &[])?;
+        let paused = now_us();
+        control::done(control, &Request::Resume, &[])?;
+        pause_us.push(paused - began);
+        resume_us.push(now_us() - paused);
     }
-}
-
-/// One request, one answer.
-pub fn ask(control: &Path, request: &Request) -> Result<Response> {
-    let mut stream = UnixStream::connect(control).context("connecting to the control socket")?;
-    stream.set_read_timeout(Some(CONTROL_TIMEOUT))?;
-    let mut line = serde_json::to_vec(request)?;
-    line.push(b'\n');
-    stream.write_all(&line)?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer)?;
-    serde_json::from_str(&answer).with_context(|| format!("the VMM answered {answer:?}"))
+    pause_us.sort_unstable();
+    resume_us.sort_unstable();
+    Ok(json!({ "pause_us": pause_us[PAUSES / 2], "resume_us": resume_us[PAUSES / 2] }))
 }

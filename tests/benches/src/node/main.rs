@@ -7,13 +7,16 @@
 
 mod boot;
 mod clock;
+mod control;
 mod counters;
+mod first_run;
 mod io;
 mod launch;
 mod memory;
 #[allow(unsafe_code)]
 mod net;
 mod process;
+mod restore;
 mod trace;
 
 use anyhow::Result;
@@ -33,12 +36,18 @@ enum Command {
     Boot(boot::Arguments),
     /// Boot a guest that serves, and measure its disk, network and channel
     Io(io::Arguments),
+    /// Save a sandbox, and take it up again many times
+    Restore(restore::Arguments),
+    /// The VMM's own processor time to the guest's first instruction; runs on any machine with /dev/kvm
+    FirstRun(first_run::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Boot(arguments) => boot::run(&arguments),
         Command::Io(arguments) => io::run(&arguments),
+        Command::Restore(arguments) => restore::run(&arguments),
+        Command::FirstRun(arguments) => first_run::run(&arguments),
     };
     match result.and_then(|value| print(&value)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -40,6 +40,8 @@ pub fn run(lab: &mut Lab<'_>) -> Result<Vec<Row>> {
             at(&sample, "idle.activity.voluntary_switches")? / at(&sample, "idle.span_us")? * 1e6,
             "/s",
         ),
+        Row::shown("pause of an idle machine", at(&sample, "pauses.pause_us")? / 1000.0, "ms"),
+        Row::shown("resume of it", at(&sample, "pauses.resume_us")? / 1000.0, "ms"),
         Row::shown("exits of the idle guest", at(&sample, "idle.exits.total")? / at(&sample, "idle.span_us")? * 1e6, "/s"),
     ])
 }

@@ -16,12 +16,14 @@ use std::process::{Child, Command};
 
 /// Most console output that is looked at in one go.
 const CONSOLE_CHUNK_BYTES: usize = 64 * 1024;
-/// Where sockets and files of a run lie: a tmpfs.
-pub const DIRECTORY: &str = "/run/bench";
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+/// Where sockets and files of a run lie, unless told otherwise: a tmpfs.
+const DIRECTORY: &str = "/run/bench";
 /// Of a guest's network device.
 const MAC: [u8; 6] = [0x02, 0x00, 0x00, 0x00, 0x00, 0x01];
-const DATA: &str = "/run/bench/data.raw";
-const SCRATCH: &str = "/run/bench/scratch.ext4";
+/// Disks that are made for a run, in its directory.
+const DATA: &str = "data.raw";
+const SCRATCH: &str = "scratch.ext4";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Vmm {
@@ -44,6 +46,9 @@ pub struct Machine {
     /// PATH or PATH:ro
     #[arg(long)]
     pub disk: Vec<String>,
+    /// For sockets and files; cleared first
+    #[arg(long, default_value = DIRECTORY)]
+    pub directory: PathBuf,
     /// One more disk, writable, made for this run with an empty ext4
     #[arg(long)]
     pub scratch_mib: Option<u64>,
@@ -64,23 +69,38 @@ pub struct Machine {
     pub balloon: bool,
     #[arg(long)]
     pub without_seccomp: bool,
+    /// Transparent huge pages of the node from now on
+    #[arg(long, value_enum)]
+    pub huge_pages: Option<HugePages>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum HugePages {
+    Always,
+    Madvise,
+    Never,
 }
 
 impl Machine {
     /// Path and whether it is read-only.
-    pub fn disks(&self) -> impl Iterator<Item = (&Path, bool)> {
+    pub fn disks(&self) -> Vec<(PathBuf, bool)> {
         let given = self.disk.iter().map(|disk| match disk.strip_suffix(":ro") {
-            Some(path) => (Path::new(path), true),
-            None => (Path::new(disk.as_str()), false),
+            Some(path) => (PathBuf::from(path), true),
+            None => (PathBuf::from(disk), false),
         });
-        let data = self.data_mib.map(|_| (Path::new(DATA), false));
-        given.chain(data).chain(self.scratch_mib.map(|_| (Path::new(SCRATCH), false)))
+        let data = self.data_mib.map(|_| (self.directory.join(DATA), false));
+        given.chain(data).chain(self.scratch_mib.map(|_| (self.scratch(), false))).collect()
+    }
+
+    /// The disk of a sandbox.
+    pub fn scratch(&self) -> PathBuf {
+        self.directory.join(SCRATCH)
     }
 
     /// In memory, without holes: a hole costs the first write more than the next.
     fn make_data(&self) -> Result<()> {
         let Some(mib) = self.data_mib else { return Ok(()) };
-        let mut file = File::create(DATA).context("making the data disk")?;
+        let mut file = File::create(self.directory.join(DATA)).context("making the data disk")?;
         let piece = vec![0xc3; 1 << 20];
         for _ in 0..mib {
             file.write_all(&piece).context("filling the data disk")?;
@@ -91,17 +111,22 @@ impl Machine {
     /// The node agent's disk of a sandbox, with its options.
     fn make_scratch(&self) -> Result<()> {
         let Some(mib) = self.scratch_mib else { return Ok(()) };
-        File::create(SCRATCH).and_then(|file| file.set_len(mib << 20)).context("making the scratch disk")?;
+        let path = self.scratch();
+        File::create(&path).and_then(|file| file.set_len(mib << 20)).context("making the scratch disk")?;
         let mut mke2fs = Command::new("mke2fs");
         mke2fs.args(["-F", "-q", "-t", "ext4", "-m", "0", "-O", "^has_journal"]);
-        mke2fs.args(["-E", "assume_storage_prezeroed=1,nodiscard", SCRATCH]);
+        mke2fs.args(["-E", "assume_storage_prezeroed=1,nodiscard"]).arg(path);
         let status = mke2fs.status().context("starting mke2fs")?;
         ensure!(status.success(), "mke2fs ended with {status}");
         Ok(())
     }
 
-    /// Reads every file that the start will need, so that no run pays for the disk.
+    /// Sets the node's huge pages, and reads every file that the start will need, so that no run pays for the disk.
     pub fn warm(&self) -> Result<()> {
+        if let Some(pages) = self.huge_pages {
+            let word = pages.to_possible_value().context("every value has a name")?;
+            fs::write(HUGE_PAGES, word.get_name()).with_context(|| format!("writing {HUGE_PAGES}"))?;
+        }
         let files = [Some(&self.program), Some(&self.kernel), self.initrd.as_ref()];
         for path in files.into_iter().flatten() {
             let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
@@ -110,6 +135,24 @@ impl Machine {
         Ok(())
     }
 }
+
+/// Where a machine begins.
+enum Origin<'a> {
+    Kernel,
+    Snapshot(&'a Template),
+}
+
+/// The files of a saved machine.
+#[derive(Debug, Clone)]
+pub struct Template {
+    pub state: PathBuf,
+    pub memory: PathBuf,
+    pub disk: PathBuf,
+    pub working_set: Option<PathBuf>,
+}
+
+/// What all snapshots of the benchmark are authenticated with.
+pub const KEY: &str = "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a";
 
 /// A VMM at work. Dropping it ends it.
 pub struct Running {
@@ -141,19 +184,48 @@ impl Drop for Running {
     }
 }
 
-/// Begins with an empty directory.
+/// Makes the directory and the disks, and starts the VMM on the kernel.
 pub fn start(machine: &Machine) -> Result<Running> {
-    let directory = Path::new(DIRECTORY);
-    if directory.exists() {
-        fs::remove_dir_all(directory).with_context(|| format!("clearing {DIRECTORY}"))?;
-    }
-    fs::create_dir_all(directory).with_context(|| format!("making {DIRECTORY}"))?;
+    clear(&machine.directory)?;
     machine.make_scratch()?;
     machine.make_data()?;
     match machine.vmm {
-        Vmm::Pinfold => ours::start(machine, directory),
-        Vmm::Qemu => qemu::start(machine, directory),
+        Vmm::Pinfold => ours::start(machine, Origin::Kernel),
+        Vmm::Qemu => qemu::start(machine),
     }
+}
+
+/// Goes on from a snapshot, in a directory of its own with a copy of the disk. Ours only.
+pub fn restore(machine: &Machine, template: &Template) -> Result<Running> {
+    clear(&machine.directory)?;
+    copy_sparse(&template.disk, &machine.scratch())?;
+    ours::start(machine, Origin::Snapshot(template))
+}
+
+/// An empty directory.
+fn clear(directory: &Path) -> Result<()> {
+    if directory.exists() {
+        fs::remove_dir_all(directory).with_context(|| format!("clearing {}", directory.display()))?;
+    }
+    fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))
+}
+
+/// Holes stay holes.
+pub fn copy_sparse(source: &Path, target: &Path) -> Result<()> {
+    let (from, to) = (File::open(source)?, File::create(target)?);
+    let bytes = from.metadata()?.len();
+    to.set_len(bytes)?;
+    let mut piece = vec![0; 64 * 1024];
+    let mut at = 0;
+    while at < bytes {
+        let count = from.read_at(&mut piece, at)?;
+        ensure!(count > 0, "{} became shorter", source.display());
+        if piece[..count].iter().any(|byte| *byte != 0) {
+            to.write_all_at(&piece[..count], at)?;
+        }
+        at += count as u64;
+    }
+    Ok(())
 }
 
 /// What the guest's serial port has said.

@@ -1,10 +1,12 @@
 //! `pinfold-vmm`, with every file passed by descriptor, as the node agent does it; without a jail, like its peers.
 
-use super::{Console, Machine, Running, spawn};
+use super::{Console, KEY, Machine, Origin, Running, spawn};
 use crate::net;
 use anyhow::{Context, Result};
 use command_fds::{CommandFdExt, FdMapping};
-use pinfold_vmm_api::{CpuTemplate, Disk, MachineConfig, MemoryBacking, Net, RateLimit, Vsock};
+use pinfold_vmm_api::{
+    CpuTemplate, Disk, MachineConfig, MemoryBacking, Net, RateLimit, Restore, RestoreMemory, Vsock,
+};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::{OwnedFd, RawFd};
@@ -31,9 +33,10 @@ impl Passed {
     }
 }
 
-pub fn start(machine: &Machine, directory: &Path) -> Result<Running> {
+pub fn start(machine: &Machine, origin: Origin<'_>) -> Result<Running> {
+    let directory = machine.directory.as_path();
     let mut passed = Passed::default();
-    let config = config(machine, directory, &mut passed)?;
+    let config = config(machine, origin, &mut passed)?;
     let bench = listen(&directory.join(format!("vsock_{BENCH_PORT}")))?;
     let hello = listen(&directory.join(format!("vsock_{HELLO_PORT}")))?;
     let mut file = scratch(&directory.join("config.json"))?;
@@ -55,20 +58,36 @@ pub fn start(machine: &Machine, directory: &Path) -> Result<Running> {
     })
 }
 
-fn config(machine: &Machine, directory: &Path, passed: &mut Passed) -> Result<MachineConfig> {
+fn config(machine: &Machine, origin: Origin<'_>, passed: &mut Passed) -> Result<MachineConfig> {
+    let directory = machine.directory.as_path();
     let mut disks = Vec::new();
-    for (index, (path, read_only)) in machine.disks().enumerate() {
-        let file = OpenOptions::new().read(true).write(!read_only).open(path);
+    for (index, (path, read_only)) in machine.disks().iter().enumerate() {
+        let file = OpenOptions::new().read(true).write(!*read_only).open(path);
         let file = file.with_context(|| format!("opening {}", path.display()))?;
         disks.push(Disk {
             serial: format!("disk{index}"),
             file: passed.add(file),
-            read_only,
+            read_only: *read_only,
             rate: RateLimit::default(),
         });
     }
-    let kernel = passed.add(open(&machine.kernel)?);
-    let initrd = machine.initrd.as_deref().map(open).transpose()?.map(|file| passed.add(file));
+    let (mut kernel, mut initrd, mut restore) = (None, None, None);
+    match origin {
+        Origin::Kernel => {
+            kernel = Some(passed.add(open(&machine.kernel)?));
+            initrd = machine.initrd.as_deref().map(open).transpose()?.map(|file| passed.add(file));
+        }
+        Origin::Snapshot(template) => {
+            let working_set = template.working_set.as_deref().map(open).transpose()?;
+            restore = Some(Restore {
+                state: passed.add(open(&template.state)?),
+                memory: RestoreMemory::File(passed.add(open(&template.memory)?)),
+                working_set: working_set.map(|file| passed.add(file)),
+                key: KEY.to_owned(),
+                paused: false,
+            });
+        }
+    }
     let mut nets = Vec::new();
     if machine.tap {
         nets.push(Net {
@@ -83,12 +102,12 @@ fn config(machine: &Machine, directory: &Path, passed: &mut Passed) -> Result<Ma
         id: "bench".into(),
         vcpus: machine.vcpus,
         memory_mib: machine.memory_mib,
-        kernel: Some(kernel),
+        kernel,
         initrd,
-        restore: None,
+        restore,
         memory_backing: MemoryBacking::default(),
         cpu_template: CpuTemplate::default(),
-        cmdline: machine.cmdline.clone(),
+        cmdline: if kernel.is_some() { machine.cmdline.clone() } else { String::new() },
         mmio_on_cmdline: false,
         disks,
         nets,

@@ -7,14 +7,14 @@ use anyhow::{Context, Result};
 use command_fds::{CommandFdExt, FdMapping};
 use std::fs::File;
 use std::os::fd::RawFd;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 const MACHINE: &str = "microvm,acpi=on,pcie=off,isa-serial=on";
 /// The tap's descriptor in QEMU.
 const TAP_FD: RawFd = 3;
 
-pub fn start(machine: &Machine, directory: &Path) -> Result<Running> {
+pub fn start(machine: &Machine) -> Result<Running> {
+    let directory = &machine.directory;
     let console = directory.join("console");
     File::create(&console).context("making the console file")?;
     let mut command = Command::new(&machine.program);
@@ -27,8 +27,8 @@ pub fn start(machine: &Machine, directory: &Path) -> Result<Running> {
         command.arg("-initrd").arg(initrd);
     }
     command.args(["-append", &machine.cmdline]);
-    for (index, (path, read_only)) in machine.disks().enumerate() {
-        let only = if read_only { "on" } else { "off" };
+    for (index, (path, read_only)) in machine.disks().iter().enumerate() {
+        let only = if *read_only { "on" } else { "off" };
         let file = path.display();
         command.args(["-drive", &format!("id=d{index},file={file},format=raw,if=none,readonly={only}")]);
         command.args(["-device", &format!("virtio-blk-device,drive=d{index},serial=disk{index}")]);
