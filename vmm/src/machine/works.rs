@@ -12,6 +12,7 @@ use crate::devices::virtio::mmio::Transport;
 use crate::memory::GuestMemory;
 use crate::snapshot::format::Key;
 use crate::snapshot::save::{self, Keepsake, Subject, Written};
+use crate::snapshot::working_set;
 use crate::vcpu::crew::Crew;
 use kvm_ioctls::VmFd;
 use pinfold_vmm_api::control::{
@@ -127,12 +128,25 @@ impl Works {
             },
             Request::Pause => self.or_end("pause", Self::pause),
             Request::Resume => self.or_end("resume", Self::resume),
+            Request::WorkingSet => match self.working_set(fds) {
+                Ok(()) => Response::Done,
+                Err(message) => Response::Error { message },
+            },
             Request::Snapshot(request) => match self.snapshot(&request, fds) {
                 Ok(taken) => Response::Snapshot(taken),
                 Err(message) => Response::Error { message },
             },
             other => Response::Error { message: format!("this machine cannot do {other:?} yet") },
         }
+    }
+
+    fn working_set(&self, fds: Vec<OwnedFd>) -> Result<(), String> {
+        let [file]: [OwnedFd; 1] = fds
+            .try_into()
+            .map_err(|fds: Vec<_>| format!("a working set takes one descriptor; {} came", fds.len()))?;
+        working_set::write(&self.memory, self.keepsake.pagemap.as_ref(), &File::from(file))
+            .map(drop)
+            .map_err(|error| error.to_string())
     }
 
     /// The machine goes on as it was, whether or not that was possible.

@@ -33,7 +33,8 @@ fn rare(thread: Thread, rule: &Rule) -> Option<&'static str> {
             Some("which of the two it is, the C library decides")
         }
         (Thread::Devices, libc::SYS_mincore) => Some("a jail without a procfs"),
-        (Thread::Devices, libc::SYS_recvmsg) => Some(SNAPSHOT),
+        (Thread::Devices, libc::SYS_recvmsg | libc::SYS_ftruncate | libc::SYS_lseek) => Some(SNAPSHOT),
+        (Thread::Devices, libc::SYS_ioctl) if !is(rule, 1, 0x5421) => Some(SNAPSHOT),
         (Thread::Vcpu, libc::SYS_ioctl) if !is(rule, 1, 0xae80) => Some(SNAPSHOT),
         (Thread::Worker, _) => Some("a host without io_uring"),
         _ => None,

@@ -20,3 +20,4 @@ pub mod pages;
 pub mod restore;
 pub mod save;
 pub mod vm;
+pub mod working_set;

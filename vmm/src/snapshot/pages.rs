@@ -23,8 +23,8 @@ pub type Runs = Vec<Range<u64>>;
 /// Adds `run` after all others, and joins it with the last where they touch.
 pub fn push(runs: &mut Runs, run: Range<u64>) {
     match runs.last_mut() {
-        Some(last) if last.end == run.start => last.end = run.end,
         _ if run.is_empty() => {}
+        Some(last) if last.end == run.start => last.end = run.end,
         _ => runs.push(run),
     }
 }
@@ -60,6 +60,28 @@ fn matching(pagemap: &File, address: u64, bytes: u64, wanted: impl Fn(u64) -> bo
         page += count as u64;
     }
     Ok(runs)
+}
+
+/// What of `one` is not in `other`.
+pub fn without(one: &[Range<u64>], other: &[Range<u64>]) -> Runs {
+    let mut runs = Runs::new();
+    let mut others = other.iter().peekable();
+    for run in one {
+        let mut at = run.start;
+        while let Some(cut) = others.peek() {
+            if cut.start >= run.end {
+                break;
+            }
+            push(&mut runs, at..cut.start.max(at));
+            at = at.max(cut.end);
+            if cut.end > run.end {
+                break;
+            }
+            others.next();
+        }
+        push(&mut runs, at.min(run.end)..run.end);
+    }
+    runs
 }
 
 /// All that is in one or the other.
@@ -102,6 +124,13 @@ mod tests {
         assert_eq!(own(&pagemap(), address, bytes).expect("read"), [0x1000..0x3000, last]);
         let mapped = mapped(&pagemap(), address, bytes).expect("read");
         assert_eq!(mapped[0].start, 0, "read pages are mapped: {mapped:x?}");
+    }
+
+    #[test]
+    fn differences_are_what_is_left() {
+        assert_eq!(without(&[0..10, 20..30], &[2..4, 6..22, 29..40]), [0..2, 4..6, 22..29]);
+        assert_eq!(without(&[0..10, 12..14], &[]), [0..10, 12..14]);
+        assert_eq!(without(&[5..6, 7..8], &[0..6, 7..10]), []);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::format::{self, FormatError, Key};
 use super::manifest::{Mismatch, Saved, Wanted};
 use super::memory::Origin;
 use super::vm::{self, VmStateError};
+use super::working_set::{self, WorkingSetError};
 use crate::descriptors::{MemorySource, RestoreDescriptors};
 use crate::devices::bus::Bus;
 use crate::devices::virtio::mmio::Transport;
@@ -35,6 +36,8 @@ pub enum RestoreError {
     #[error("memory from a page-fault handler is not served yet")]
     Handler,
     #[error("{0}")]
+    WorkingSet(#[from] WorkingSetError),
+    #[error("{0}")]
     Bus(#[from] io::Error),
 }
 
@@ -54,6 +57,9 @@ pub fn open(restore: &Restore, files: RestoreDescriptors, wanted: &Wanted) -> Re
         MemorySource::File(file) => (memory::map_private(wanted.memory_bytes, &file)?, Origin::File(file)),
         MemorySource::Handler(_) => return Err(RestoreError::Handler),
     };
+    if let Some(file) = &files.working_set {
+        working_set::fetch(&memory, file)?;
+    }
     Ok(Opened { saved, memory, origin })
 }
 
