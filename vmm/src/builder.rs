@@ -11,6 +11,7 @@ use crate::descriptors::{DescriptorError, Descriptors};
 use crate::devices::bus::Bus;
 use crate::devices::console::ConsoleBuffer;
 use crate::devices::virtio::block::device::BlockError;
+use crate::devices::virtio::net::device::NetError;
 use crate::ending::Ending;
 use crate::events::Teller;
 use crate::machine::{Machine, Parts, Shared};
@@ -25,7 +26,7 @@ use crate::vcpu::cpuid::{CpuidError, Template};
 use crate::vcpu::registers::RegisterError;
 use crate::vcpu::state;
 use crate::{generation, layout, seccomp, signals};
-use devices::{attach_devices, attach_platform, attach_serial, make_devices, windows};
+use devices::{Files, attach_devices, attach_platform, attach_serial, make_devices, windows};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
 use pinfold_vmm_api::config::limits;
@@ -54,6 +55,8 @@ pub enum BuildError {
     Boot(#[from] BootError),
     #[error("disk {index}: {source}")]
     Disk { index: usize, source: BlockError },
+    #[error("network {index}: {source}")]
+    Net { index: usize, source: NetError },
     #[error("KVM has API version {0}, not 12")]
     KvmVersion(i32),
     #[error("KVM refused to {act}: {source}")]
@@ -87,6 +90,7 @@ impl BuildError {
             Self::Disk { .. } => ExitReason::BadDisk,
             Self::Cpuid(CpuidError::Absent { .. }) => ExitReason::BadConfig,
             Self::Restore(_) | Self::Cpuid(CpuidError::Saved(_)) => ExitReason::BadSnapshot,
+            Self::Net { .. } => ExitReason::BadNet,
             Self::KvmVersion(_) | Self::Kvm { .. } | Self::Cpuid(_) | Self::Register(_) => ExitReason::Kvm,
             Self::Memory(MemoryError::Register { .. }) => ExitReason::Kvm,
             Self::Memory(MemoryError::NotHuge { .. } | MemoryError::NoHugePages { .. }) => {
@@ -130,7 +134,8 @@ pub fn build(
     let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
     let console = ConsoleBuffer::new(Arc::clone(&metrics)).map_err(host("make an eventfd"))?;
     let serial = attach_serial(&vm, console.clone())?;
-    let devices = make_devices(config, descriptors.disks, descriptors.vsock, &metrics)?;
+    let files = Files { disks: descriptors.disks, nets: descriptors.nets, vsock: descriptors.vsock };
+    let devices = make_devices(config, files, &metrics)?;
     let transports = attach_devices(&vm, devices, &memory, &metrics)?;
     let windows = windows(transports.len());
 

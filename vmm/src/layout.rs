@@ -47,8 +47,8 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// Three pages that KVM on Intel uses (KVM_SET_TSS_ADDR).
 pub const KVM_TSS: u64 = 0xfffb_d000;
 
-/// Lines of virtio devices, in order. All below 16, so that a kernel that found no I/O APIC can use the PIC.
-pub const VIRTIO_LINES: [u32; 10] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 3];
+/// Lines of virtio devices, in order. The first ten are below 16, so that a kernel that found no I/O APIC can use the PIC.
+pub const VIRTIO_LINES: [u32; 15] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 3, 18, 19, 20, 21, 22];
 /// System control interrupt of ACPI. Nothing raises it.
 pub const SCI_LINE: u32 = 9;
 pub const SERIAL_LINE: u32 = 4;
@@ -72,3 +72,17 @@ pub const PM1_EVENT_PORTS: u16 = 4;
 pub const PM1_CONTROL_PORT: u16 = 0x604;
 pub const PM1_CONTROL_PORTS: u16 = 2;
 pub const RESET_PORT: u16 = 0x608;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_used_once() {
+        let mut all = VIRTIO_LINES.to_vec();
+        all.extend([SCI_LINE, SERIAL_LINE, GENERATION_LINE, POWER_BUTTON_LINE]);
+        all.sort_unstable();
+        // the I/O APIC of KVM has 24
+        assert!(all.windows(2).all(|pair| pair[0] < pair[1]) && all.iter().all(|line| *line < 24), "{all:?}");
+    }
+}

@@ -27,6 +27,7 @@ pub struct Metrics {
     pub exits_mmio: Count,
     pub exits_other: Count,
     pub block: crate::devices::virtio::block::metrics::BlockMetrics,
+    pub net: crate::devices::virtio::net::metrics::NetMetrics,
     pub vsock: crate::devices::virtio::vsock::metrics::VsockMetrics,
     pub rng: crate::devices::virtio::rng::metrics::RngMetrics,
     pub console_dropped_bytes: Count,
@@ -38,12 +39,15 @@ pub struct Metrics {
 impl Metrics {
     /// Requests that broke a rule of their device, of all devices together.
     pub fn device_guest_errors(&self) -> u64 {
-        self.block.guest_errors.get() + self.vsock.guest_errors.get() + self.rng.guest_errors.get()
+        self.block.guest_errors.get()
+            + self.net.guest_errors.get()
+            + self.vsock.guest_errors.get()
+            + self.rng.guest_errors.get()
     }
 
     /// What a bound of the devices has turned away, of all devices together.
     pub fn device_limited(&self) -> u64 {
-        self.vsock.refused.get() + self.block.throttled.get()
+        self.vsock.refused.get() + self.block.throttled.get() + self.net.throttled.get()
     }
 
     pub fn snapshot(&self) -> control::Counters {

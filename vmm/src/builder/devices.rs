@@ -8,6 +8,7 @@ use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::device::Block;
 use crate::devices::virtio::mmio::{NOTIFY_OFFSET, Transport};
+use crate::devices::virtio::net::device::Net;
 use crate::devices::virtio::rng::device::Rng;
 use crate::devices::virtio::vsock::device::VsockDevice;
 use crate::layout;
@@ -17,6 +18,7 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use pinfold_vmm_api::MachineConfig;
 use pinfold_vmm_api::config::limits;
 use std::fs::File;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 pub(super) fn attach_serial(vm: &VmFd, console: ConsoleBuffer) -> Result<SerialPort, BuildError> {
@@ -33,21 +35,31 @@ pub(super) fn attach_platform(vm: &VmFd) -> Result<PlatformEvents, BuildError> {
     Ok(platform)
 }
 
-/// In the order in which the guest finds them: disks, sockets, entropy.
+/// What devices work on.
+pub(super) struct Files {
+    pub disks: Vec<File>,
+    pub nets: Vec<File>,
+    pub vsock: Option<UnixListener>,
+}
+
+/// In the order in which the guest finds them: disks, networks, sockets, entropy.
 pub(super) fn make_devices(
     config: &MachineConfig,
-    disks: Vec<File>,
-    vsock: Option<std::os::unix::net::UnixListener>,
+    files: Files,
     metrics: &Arc<Metrics>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let with_filter = !config.without_seccomp;
-    for (index, (disk, file)) in config.disks.iter().zip(disks).enumerate() {
+    for (index, (disk, file)) in config.disks.iter().zip(files.disks).enumerate() {
         let block =
             Block::new(file, &disk.serial, disk.read_only, disk.rate, with_filter, Arc::clone(metrics));
         devices.push(Box::new(block.map_err(|source| BuildError::Disk { index, source })?));
     }
-    if let (Some(vsock), Some(listener)) = (&config.vsock, vsock) {
+    for (index, (net, tap)) in config.nets.iter().zip(files.nets).enumerate() {
+        let device = Net::new(tap, net.mac, net.receive_rate, net.transmit_rate, Arc::clone(metrics));
+        devices.push(Box::new(device.map_err(|source| BuildError::Net { index, source })?));
+    }
+    if let (Some(vsock), Some(listener)) = (&config.vsock, files.vsock) {
         let prefix = vsock.guest_connect_prefix.clone();
         let device = VsockDevice::new(vsock.cid, listener, prefix, Arc::clone(metrics));
         devices.push(Box::new(device.map_err(host("set up vsock"))?));
@@ -78,7 +90,7 @@ pub(super) fn attach_devices(
 }
 
 // every device that a config may ask for has a window and a line
-const _: () = assert!(limits::MAX_DISKS + 2 <= layout::VIRTIO_LINES.len());
+const _: () = assert!(limits::MAX_DISKS + limits::MAX_NETS + 3 <= layout::VIRTIO_LINES.len());
 
 pub(super) fn windows(count: usize) -> Vec<MmioWindow> {
     let window = |(index, line): (usize, &u32)| MmioWindow {

@@ -2,6 +2,7 @@
 
 use super::kvm::{in_and_out, out};
 use super::{Rule, When};
+use crate::devices::virtio::net::tap::TUNSETOFFLOAD;
 use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};
 
 /// `FIONBIO`: how the standard library makes a socket non-blocking.
@@ -92,6 +93,13 @@ pub(super) const RULES: &[Rule] = &[
         when: &[When::Is { argument: 1, value: FIONBIO }],
         why: "accepted and connected sockets are non-blocking",
     },
-    Rule { call: libc::SYS_timerfd_settime, when: &[], why: "deadlines of vsock connections" },
+    Rule {
+        call: libc::SYS_ioctl,
+        when: &[When::Is { argument: 1, value: TUNSETOFFLOAD }],
+        why: "a network driver says what it can do; no other request of a tap is allowed",
+    },
+    Rule { call: libc::SYS_readv, when: &[], why: "frames of a tap into guest memory" },
+    Rule { call: libc::SYS_writev, when: &[], why: "frames of the guest to a tap" },
+    Rule { call: libc::SYS_timerfd_settime, when: &[], why: "deadlines of vsock connections, rates" },
     Rule { call: libc::SYS_close, when: &[], why: "connections that ended" },
 ];

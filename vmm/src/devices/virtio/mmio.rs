@@ -202,15 +202,21 @@ impl Transport {
     /// The driver kicked `queue`.
     pub fn queue_event(&self, queue: usize) {
         let _ = self.kicks[queue].read();
-        self.event(queue, |device, io| match io {
+        let more = self.event(|device, io| match io {
             Some(io) => device.queue_event(queue, io),
             None => Ok(Progress::Done),
         });
+        // comes back after the other devices had their turn
+        if more == Progress::More {
+            let _ = self.kicks[queue].write(1);
+        }
     }
 
     /// Something came from the source of this number, see [`Self::host_sources`].
     pub fn host_event(&self, source: usize) {
-        self.event(0, |device, io| device.host_event(source, io));
+        if self.event(|device, io| device.host_event(source, io)) == Progress::More {
+            self.kick_all();
+        }
     }
 
     /// Carries out what the host asks for.
@@ -226,13 +232,11 @@ impl Transport {
         outcome
     }
 
-    /// Runs `act` with the device's side of the queues, if there is a driver. What is left to do comes back as a kick of
-    /// `queue`, after the other devices had their turn.
+    /// Runs `act` with the device's side of the queues, if there is a driver.
     fn event(
         &self,
-        queue: usize,
         act: impl FnOnce(&mut dyn VirtioDevice, Option<&mut DeviceIo<'_>>) -> Result<Progress, BrokenQueue>,
-    ) {
+    ) -> Progress {
         let mut state = self.lock();
         self.catch_up(&mut state);
         let live = state.is_live();
@@ -241,15 +245,13 @@ impl Transport {
         let before = Turn::of(&self.metrics);
         let result = act(device.as_mut(), live.then_some(&mut io));
         self.tell_turn(&before);
-        match result {
-            Ok(Progress::Done) => {}
-            Ok(Progress::More) => {
-                let _ = self.kicks[queue].write(1);
-            }
-            Err(broken) => self.broken(&mut state, &broken),
-        }
+        let progress = result.unwrap_or_else(|broken| {
+            self.broken(&mut state, &broken);
+            Progress::Done
+        });
         // the last request of a driver that is gone may just have ended
         self.catch_up(&mut state);
+        progress
     }
 
     fn catch_up(&self, state: &mut State) {

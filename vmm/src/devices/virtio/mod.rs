@@ -8,6 +8,7 @@ pub mod chain;
 pub mod command;
 pub mod interrupt;
 pub mod mmio;
+pub mod net;
 pub mod persist;
 pub mod queue;
 pub mod rng;
@@ -76,9 +77,10 @@ impl HostSource {
         Self { fd, events: EventSet::IN }
     }
 
-    /// Told once for each thing that comes: a device that has no room for it is not woken again and again.
+    /// Told once when there is something to read, and once when there is room to write again: a device that has no use
+    /// for it is not woken again and again.
     pub fn edge(fd: RawFd) -> Self {
-        Self { fd, events: EventSet::IN | EventSet::EDGE_TRIGGERED }
+        Self { fd, events: EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED }
     }
 }
 

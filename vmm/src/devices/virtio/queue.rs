@@ -29,15 +29,15 @@ pub struct VirtQueue {
     ring: Queue,
     /// VIRTIO_F_INDIRECT_DESC was agreed on
     indirect: bool,
-    /// something was given back since the driver was last asked whether it wants an interrupt
-    gave_back: bool,
+    /// used index when the driver was last asked whether it wants an interrupt
+    asked_at: u16,
 }
 
 impl VirtQueue {
     /// `max_size`: a power of two up to 32768.
     pub fn new(max_size: u16) -> Self {
         let ring = Queue::new(max_size).expect("queue sizes are constants of the devices, powers of two");
-        Self { ring, indirect: false, gave_back: false }
+        Self { ring, indirect: false, asked_at: 0 }
     }
 
     /// What the driver agreed on that concerns the ring itself (virtio 1.2, 2.7.5.3 and 2.7.7).
@@ -50,7 +50,7 @@ impl VirtQueue {
     pub fn reset(&mut self) {
         self.ring.reset();
         self.indirect = false;
-        self.gave_back = false;
+        self.asked_at = 0;
     }
 
     /// For the transport, which sets sizes and addresses.
@@ -92,25 +92,48 @@ impl VirtQueue {
 
     /// Gives a chain back; `written` bytes of its writable part hold data.
     pub fn push_used(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), BrokenQueue> {
-        self.gave_back = true;
         Ok(self.ring.add_used(memory, head, written)?)
+    }
+
+    /// Gives several chains back as one: the driver sees all of them or none.
+    pub fn push_used_together(
+        &mut self,
+        memory: &GuestMemory,
+        chains: &[(u16, u32)],
+    ) -> Result<(), BrokenQueue> {
+        let Some(((head, written), others)) = chains.split_last() else { return Ok(()) };
+        for (head, written) in others {
+            // what stands past the used index is nobody's yet (virtio 1.2, 2.7.8)
+            let slot = u64::from(self.ring.next_used() % self.ring.size());
+            let at = GuestAddress(self.ring.used_ring() + 4 + 8 * slot);
+            let element = u64::from(*head) | u64::from(*written) << 32;
+            memory.write_obj(element.to_le(), at).map_err(virtio_queue::Error::GuestMemory)?;
+            self.ring.set_next_used(self.ring.next_used().wrapping_add(1));
+        }
+        // writes the last one, then the index over all of them
+        self.push_used(memory, *head, *written)
     }
 
     /// True when the driver wants an interrupt for what was given back since the last call.
     pub fn needs_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, BrokenQueue> {
-        let gave_back = std::mem::take(&mut self.gave_back);
-        if !gave_back || !self.ring.ready() {
+        let (now, before) = (self.ring.next_used(), self.asked_at);
+        self.asked_at = now;
+        if now == before || !self.ring.ready() {
             return Ok(false);
         }
-        if self.ring.event_idx_enabled() {
-            return Ok(self.ring.needs_notification(memory)?);
-        }
-        // what was given back is visible before the flags are read: else both sides could wait for each other
+        // what was given back is visible before the driver's wish is read: else both sides could wait for each other
         fence(Ordering::SeqCst);
-        let flags: u16 = memory
-            .load(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed)
-            .map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let load = |address| -> Result<u16, BrokenQueue> {
+            let value = memory.load(GuestAddress(address), Ordering::Relaxed);
+            Ok(u16::from_le(value.map_err(virtio_queue::Error::GuestMemory)?))
+        };
+        if !self.ring.event_idx_enabled() {
+            let flags = load(self.ring.avail_ring())?;
+            return Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+        }
+        // used_event follows the elements of the available ring (virtio 1.2, 2.7.6)
+        let event = load(self.ring.avail_ring() + 4 + 2 * u64::from(self.ring.size()))?;
+        Ok(passes(event, before, now))
     }
 
     /// Index of the available ring: it counts what the driver has ever offered.
@@ -144,6 +167,11 @@ impl VirtQueue {
     pub fn enable_kicks(&mut self, memory: &GuestMemory) -> Result<bool, BrokenQueue> {
         Ok(self.ring.ready() && self.ring.enable_notification(memory)?)
     }
+}
+
+/// Whether an index that moved from `before` to `now` has passed `event` (virtio 1.2, 2.7.7.1 and `vring_need_event`).
+fn passes(event: u16, before: u16, now: u16) -> bool {
+    now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)
 }
 
 /// Bytes of requests after which other devices get their turn. The device thread is one: while it serves a disk, sockets
@@ -186,3 +214,6 @@ pub fn drain(
     }
     Ok(progress)
 }
+
+#[cfg(test)]
+mod tests;

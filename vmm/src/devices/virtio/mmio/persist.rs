@@ -22,7 +22,7 @@ impl Transport {
     /// memory any more. Requests that the device has not begun stay in its queues. On the device thread, while no vCPU runs;
     /// before the guest goes on, [`Self::kick_all`].
     pub fn quiesce(&self) {
-        self.event(0, |device, io| device.quiesce(io).map(|()| Progress::Done));
+        self.event(|device, io| device.quiesce(io).map(|()| Progress::Done));
     }
 
     /// Lets the device look at every queue, and so at the host's side, again.
