@@ -44,6 +44,12 @@ pub enum Time {
 #[derive(Debug)]
 pub struct Silent(String);
 
+impl Silent {
+    pub fn new(what: impl Into<String>) -> Self {
+        Self(what.into())
+    }
+}
+
 impl std::fmt::Display for Silent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "the virtual node fell silent: {}", self.0)
