@@ -18,7 +18,8 @@ const PACKAGES: &[&str] = &[
     "busybox-static",  // user space of the virtual node
     "kmod",            // which kernel module needs which
     "cpio",            // the tests read our archives with it
-    "zstd",            // modules of Ubuntu's kernels
+    "zstd",            // modules and kernel of Ubuntu
+    "lz4",             // Debian's kernel
     "qemu-system-x86", // the virtual node itself
 ];
 

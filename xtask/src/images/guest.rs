@@ -5,21 +5,33 @@
 
 use super::own_kernel::OwnKernel;
 use super::stock::{Module, StockKernel};
-use super::{link_or_copy, replace, write_if_changed};
+use super::{elf, link_or_copy, replace, write_if_changed};
 use crate::cpio::Archive;
 use crate::stamp::{self, Key};
 use crate::workspace::Workspace;
 use anyhow::Result;
 use serde::Serialize;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 pub const STOCK: &str = "stock";
+pub const NEWER: &str = "stock-6.12";
 pub const OWN: &str = "pinfold";
 
 /// What a sandbox needs from a kernel that has everything as a module.
-const MODULES: &[&str] =
-    &["virtio_mmio", "virtio_blk", "virtio-rng", "vmw_vsock_virtio_transport", "erofs", "overlay"];
+const MODULES: &[&str] = &[
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio-rng",
+    "virtio_net",
+    "virtio_balloon",
+    "vmw_vsock_virtio_transport",
+    "erofs",
+    "overlay",
+    // tells the VMM of a panic
+    "pvpanic-mmio",
+];
 
 /// `quiet` keeps the boot's own lines off the serial port, each byte of which costs an exit; warnings still show.
 /// `panic=-1` with `reboot=t` turns a panic into a reset, which ends the VMM. There is no PCI bus to look
@@ -68,27 +80,49 @@ pub fn describe(workspace: &Workspace, recipe: &Recipe<'_>) -> Result<()> {
     write_if_changed(&directory.join("kernel.json"), &serde_json::to_vec_pretty(&description)?)
 }
 
+/// The stock kernel as an ELF image, which VMMs map, and beside it the bzImage that it comes from.
 pub fn stock(workspace: &Workspace, kernel: &StockKernel) -> Result<()> {
+    let unpacked = workspace.cache().join("stock-kernel.vmlinux");
+    let key = Key::new(1).with("version", &kernel.version);
+    if !stamp::is_fresh(workspace, "stock-kernel-elf", &key, &[&unpacked]) {
+        let elf = elf::unpack(&kernel.vmlinuz())?;
+        replace(&unpacked, |out| Ok(out.write_all(&elf)?))?;
+        stamp::store(workspace, "stock-kernel-elf", &key)?;
+    }
+    let packed = workspace.images().join("kernels").join(STOCK).join("vmlinuz");
+    let key = Key::new(1).with("version", &kernel.version);
+    if !stamp::is_fresh(workspace, "stock-kernel-packed", &key, &[&packed]) {
+        link_or_copy(&kernel.vmlinuz(), &packed)?;
+        stamp::store(workspace, "stock-kernel-packed", &key)?;
+    }
     let recipe = Recipe {
         name: STOCK,
         version: &kernel.version,
-        file: "vmlinuz",
-        source: &kernel.vmlinuz(),
+        file: "vmlinux",
+        source: &unpacked,
         cmdline: CMDLINE,
     };
     describe(workspace, &recipe)?;
     initrd(workspace, STOCK, &kernel.version, || kernel.modules(MODULES))
 }
 
+/// The newer stock kernel as it is packaged: a bzImage.
+pub fn newer(workspace: &Workspace, kernel: Option<&StockKernel>) -> Result<()> {
+    let Some(kernel) = kernel else { return remove(workspace, NEWER) };
+    let recipe = Recipe {
+        name: NEWER,
+        version: &kernel.version,
+        file: "vmlinuz",
+        source: &kernel.vmlinuz(),
+        cmdline: CMDLINE,
+    };
+    describe(workspace, &recipe)?;
+    initrd(workspace, NEWER, &kernel.version, || kernel.modules(MODULES))
+}
+
 /// Our own kernel when it is built; else what an earlier build left is removed.
 pub fn own(workspace: &Workspace, kernel: Option<&OwnKernel>) -> Result<()> {
-    let Some(kernel) = kernel else {
-        let directory = workspace.images().join("kernels").join(OWN);
-        if directory.exists() {
-            fs::remove_dir_all(directory)?;
-        }
-        return Ok(());
-    };
+    let Some(kernel) = kernel else { return remove(workspace, OWN) };
     let recipe = Recipe {
         name: OWN,
         version: &kernel.version,
@@ -98,6 +132,14 @@ pub fn own(workspace: &Workspace, kernel: Option<&OwnKernel>) -> Result<()> {
     };
     describe(workspace, &recipe)?;
     initrd(workspace, OWN, &kernel.version, || Ok(Vec::new()))
+}
+
+fn remove(workspace: &Workspace, name: &str) -> Result<()> {
+    let directory = workspace.images().join("kernels").join(name);
+    if directory.exists() {
+        fs::remove_dir_all(directory)?;
+    }
+    Ok(())
 }
 
 fn initrd(

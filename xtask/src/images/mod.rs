@@ -9,6 +9,7 @@
 //!
 //! The layout of `build/images` is the contract with the node agent; `images/README.md` has it.
 
+pub mod elf;
 pub mod guest;
 mod hostile;
 mod node;
@@ -26,6 +27,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     let stock = stock::fetch(workspace)?;
     rootfs::make(workspace)?;
     guest::stock(workspace, &stock)?;
+    guest::newer(workspace, stock::fetch_newer(workspace)?.as_ref())?;
     let own = own_kernel::built(workspace)?;
     guest::own(workspace, own.as_ref())?;
     hostile::make(workspace, &stock)?;

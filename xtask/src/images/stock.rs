@@ -10,6 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+const NEWER: &str = "linux-image-6.12-cloud-amd64";
+
 /// The unpacked package.
 #[derive(Debug, Clone)]
 pub struct StockKernel {
@@ -28,22 +30,41 @@ pub struct Module {
     source: PathBuf,
 }
 
-/// The package is fetched once and kept until `cargo xtask clean`.
+/// The kernel of the distribution's release.
 pub fn fetch(workspace: &Workspace) -> Result<StockKernel> {
     let distribution = Distribution::of_this_machine()?;
     let meta = match distribution.id.as_str() {
         "ubuntu" => "linux-image-virtual",
         _ => "linux-image-cloud-amd64",
     };
-    let root = workspace.cache().join("stock-kernel");
+    kept(workspace, &distribution, meta, "stock-kernel", "boots the virtual node and, by default, sandboxes")
+}
+
+/// The newer kernel that Debian 12 offers beside its own. None elsewhere.
+pub fn fetch_newer(workspace: &Workspace) -> Result<Option<StockKernel>> {
+    let distribution = Distribution::of_this_machine()?;
+    if distribution.id != "debian" || apt::candidate(NEWER)?.is_none() {
+        return Ok(None);
+    }
+    kept(workspace, &distribution, NEWER, "stock-kernel-6.12", "for sandboxes that want it").map(Some)
+}
+
+/// The package is fetched once and kept until `cargo xtask clean`, under `name`.
+fn kept(
+    workspace: &Workspace,
+    distribution: &Distribution,
+    meta: &str,
+    name: &str,
+    what_for: &str,
+) -> Result<StockKernel> {
+    let root = workspace.cache().join(name);
     let key = Key::new(2).with("package", meta).with("codename", &distribution.codename);
-    let versions = workspace.build.join("stock-kernel.versions");
-    if !stamp::is_fresh(workspace, "stock-kernel", &key, &[&root, &versions]) {
-        let step =
-            Step::begin("stock kernel", &format!("{meta} boots the virtual node and, by default, sandboxes"));
+    let versions = workspace.build.join(format!("{name}.versions"));
+    if !stamp::is_fresh(workspace, name, &key, &[&root, &versions]) {
+        let step = Step::begin("stock kernel", &format!("{meta} {what_for}"));
         let version = unpack(workspace, &step, meta, &root)?;
         fs::write(&versions, format!("{version}\n"))?;
-        stamp::store(workspace, "stock-kernel", &key)?;
+        stamp::store(workspace, name, &key)?;
         step.done(&version);
     }
     let version = fs::read_to_string(&versions)?.trim().to_owned();
