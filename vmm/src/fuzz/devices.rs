@@ -1,6 +1,7 @@
 //! Devices on a model of guest memory, driven by arbitrary operations.
 
 use super::ops::{self, Op};
+use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::device::Block;
 use crate::devices::virtio::driver::{DATA, Driven};
 use crate::devices::virtio::rng::device::Rng;
@@ -45,12 +46,15 @@ pub fn rng(data: &[u8]) {
 pub fn block(data: &[u8]) {
     let Some((first, rest)) = data.split_first() else { return };
     let metrics = Arc::new(Metrics::default());
+    let mut driven = ops::driven(block_device(first & 1 == 1, &metrics), metrics);
+    ops::play(&mut driven, &operations(rest));
+}
+
+pub(super) fn block_device(read_only: bool, metrics: &Arc<Metrics>) -> Box<dyn VirtioDevice> {
     let disk = memory_file(&[]);
     disk.set_len(DISK_BYTES).expect("memory for a small disk");
-    let device = Block::new(disk, "fuzz", first & 1 == 1, RateLimit::default(), true, Arc::clone(&metrics))
-        .expect("a disk");
-    let mut driven = ops::driven(Box::new(device), metrics);
-    ops::play(&mut driven, &operations(rest));
+    let device = Block::new(disk, "fuzz", read_only, RateLimit::default(), true, Arc::clone(metrics));
+    Box::new(device.expect("a disk"))
 }
 
 /// A file without a name, in memory.
@@ -64,13 +68,13 @@ pub(super) fn memory_file(content: &[u8]) -> File {
     file
 }
 
-struct Sockets {
+pub(super) struct Sockets {
     address: SocketAddr,
-    driven: Driven,
+    pub driven: Driven,
 }
 
 /// The device listens at an abstract name: no file is left behind, whatever happens.
-fn sockets() -> Sockets {
+pub(super) fn sockets() -> Sockets {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = format!("pinfold-fuzz-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let address = SocketAddr::from_abstract_name(name).expect("a short name");

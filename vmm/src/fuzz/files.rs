@@ -3,7 +3,8 @@
 use super::devices::memory_file;
 use crate::acpi::{self, MmioWindow};
 use crate::boot::{self, Source};
-use crate::{layout, memory};
+use crate::layout;
+use crate::memory::{self, GuestMemory};
 use arbitrary::{Arbitrary, Unstructured};
 use pinfold_vmm_api::config::limits;
 use vm_memory::{Bytes, GuestAddress};
@@ -33,6 +34,17 @@ pub fn kernel(data: &[u8]) {
         rsdp: layout::ACPI_TABLES,
     };
     let _ = boot::load(&memory, MEMORY_BYTES, &source);
+    unmap(memory);
+}
+
+/// A VMM keeps its guest's memory to its end, so nobody else ever unmaps it.
+fn unmap(memory: GuestMemory) {
+    let ranges = memory::host_ranges(&memory);
+    drop(memory);
+    for (start, end) in ranges {
+        // SAFETY: the only owner of the mapping was just dropped.
+        unsafe { libc::munmap(start as *mut libc::c_void, (end - start) as usize) };
+    }
 }
 
 fn dress(file: &mut Vec<u8>, at: usize, magic: &[u8]) {
@@ -62,4 +74,5 @@ pub fn acpi(data: &[u8]) {
     let rsdp = acpi::write(&memory, vcpus, &windows).expect("tables fit");
     let signature: [u8; 8] = memory.read_obj(GuestAddress(rsdp)).expect("in memory");
     assert_eq!(&signature, b"RSD PTR ");
+    unmap(memory);
 }

@@ -7,6 +7,7 @@ mod devices;
 mod files;
 mod lines;
 mod ops;
+mod saved;
 
 /// Takes any bytes.
 pub type Body = fn(&[u8]);
@@ -20,6 +21,8 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("vsock_packets", devices::vsock_packets),
     ("kernel", files::kernel),
     ("acpi", files::acpi),
+    ("snapshot", saved::snapshot),
+    ("device_state", saved::device_state),
     ("config", lines::config),
     ("control", lines::control),
 ];
