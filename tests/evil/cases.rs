@@ -20,17 +20,19 @@ pub struct Case {
     pub told: &'static [Told],
     pub end: End,
     pub limit: Duration,
+    /// the host presses the power button once the guest waits for it
+    pub presses: bool,
 }
 
 const fn case(name: &'static str, what: &'static str, told: &'static [Told]) -> Case {
-    Case { name, what, told, end: End::Done, limit: Duration::from_secs(60) }
+    Case { name, what, told, end: End::Done, limit: Duration::from_secs(60), presses: false }
 }
 
 const fn ends(name: &'static str, what: &'static str, reason: ExitReason) -> Case {
-    Case { name, what, told: &[], end: End::Itself(reason), limit: Duration::from_secs(60) }
+    Case { name, what, told: &[], end: End::Itself(reason), limit: Duration::from_secs(60), presses: false }
 }
 
-use EventKind::{DeviceNeedsReset as Broken, GuestFault as Fault, Limited};
+use EventKind::{DeviceNeedsReset as Broken, GuestFault as Fault, GuestPanic as Panic, Limited};
 
 /// A broken queue of each kind of device.
 const ALL_BROKEN: &[Told] = &[(Broken, "disk0"), (Broken, "disk1"), (Broken, "vsock"), (Broken, "rng")];
@@ -60,6 +62,7 @@ pub const ALL: &[Case] = &[
     ends("G13-triple", "exception without a handler", ExitReason::GuestReset),
     ends("G13-reset", "reset by the keyboard controller", ExitReason::GuestReset),
     ends("G13-off", "power off by ACPI", ExitReason::GuestPowerOff),
+    Case { presses: true, ..ends("button", "power button, and a clean end", ExitReason::GuestPowerOff) },
     case("G14", "storm of interrupts, timers and deadlines", &[]),
     case("G15", "flood of the serial port", &[(Limited, "console")]),
     case("G16", "control sequences and an endless line", &[]),
@@ -72,6 +75,7 @@ pub const ALL: &[Case] = &[
     case("G26", "balloon: frames that are none, twice, in use; lies", &[]),
     case("G27", "all of memory written at full speed", &[]),
     case("G28", "writes to the image that all share", &[(Fault, "disk1")]),
+    Case { told: &[(Panic, "machine")], ..ends("G30", "panic by its device", ExitReason::GuestPanic) },
     case("G31", "all processors busy", &[]),
     case("G32", "clocks set to nonsense", &[]),
     case("G34", "locks across cache lines", &[]),

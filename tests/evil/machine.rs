@@ -6,9 +6,11 @@ use pinfold_cli::dev::artifacts;
 use pinfold_vmm_api::console::{Chunk, Reader};
 use pinfold_vmm_api::control::{Event, ExitRecord, Request, Response, Status};
 use pinfold_vmm_api::{Disk, MachineConfig, RateLimit, Vsock};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io::{BufRead, BufReader, IoSlice, Seek, SeekFrom, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -107,14 +109,24 @@ impl Machine {
         Ok(self.console.read(from, 1 << 20)?)
     }
 
-    /// One request on a connection of its own.
     pub fn ask(&self, request: &Request) -> Result<Asked> {
+        self.ask_with(request, &[])
+    }
+
+    /// One request on a connection of its own, with descriptors (unix(7), SCM_RIGHTS).
+    pub fn ask_with(&self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<Asked> {
         let began = Instant::now();
-        let mut stream = UnixStream::connect(self.path("control"))?;
+        let stream = UnixStream::connect(self.path("control"))?;
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
-        stream.write_all(&line)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !files.is_empty() {
+            ensure!(control.push(SendAncillaryMessage::ScmRights(files)), "more than two descriptors");
+        }
+        let sent = sendmsg(&stream, &[IoSlice::new(&line)], &mut control, SendFlags::NOSIGNAL)?;
+        ensure!(sent == line.len(), "{sent} bytes of a request were sent");
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer).with_context(|| format!("no answer to {request:?}"))?;
         let response = serde_json::from_str(&answer).with_context(|| format!("an answer: {answer:?}"))?;

@@ -6,7 +6,8 @@ use crate::host::Host;
 use crate::machine::{Machine, Shape};
 use crate::neighbour::Neighbour;
 use anyhow::{Context as _, Result, bail, ensure};
-use pinfold_vmm_api::control::{ExitReason, MachineState, Request, Response};
+use pinfold_vmm_api::control::{ExitReason, MachineState, Request, Response, SnapshotKind, SnapshotRequest};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ const VCPUS: u32 = 2;
 const MEMORY_MIB: u64 = 128;
 /// Between two looks at a machine.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// Looks from one pause in the midst of a case to the next.
+const PAUSE_EVERY: u32 = 4;
 /// How long a halted guest's VMM is watched for work that it does not have.
 const IDLE_TIME: Duration = Duration::from_millis(400);
 /// From a request to end to the end.
@@ -115,7 +118,7 @@ fn console_end(machine: &Machine) -> String {
 fn follow(case: &Case, machine: &mut Machine, seen: &mut Seen) -> Result<()> {
     let done = format!("done {}\n", case.name).into_bytes();
     let failed = b"failed";
-    let (mut offset, mut text) = (0, Vec::new());
+    let (mut offset, mut text, mut looks, mut pressed) = (0, Vec::new(), 0u32, false);
     loop {
         if machine.ended()?.is_some() {
             return match case.end {
@@ -134,13 +137,55 @@ fn follow(case: &Case, machine: &mut Machine, seen: &mut Seen) -> Result<()> {
         text.extend(chunk.data);
         let holds = |what: &[u8]| text.windows(what.len()).any(|window| window == what);
         ensure!(!holds(failed), "the guest says that it failed");
+        if case.presses && !pressed && holds(b"waiting for the button") {
+            pressed = true;
+            let asked = machine.ask(&Request::PowerButton)?;
+            ensure!(asked.response == Response::Done, "the button was answered {:?}", asked.response);
+        }
         if holds(&done) {
             return Ok(());
         }
         text.drain(..text.len().saturating_sub(64));
+        looks += 1;
+        if looks % PAUSE_EVERY == 0 && matches!(case.end, End::Done) {
+            pause_and_resume(machine, seen, |_| Ok(()))?;
+        }
         ensure!(machine.began.elapsed() < case.limit, "not done within {} s", case.limit.as_secs());
         std::thread::sleep(LOOK_INTERVAL);
     }
+}
+
+/// Whatever its guest is about. `while_paused` is done in between.
+fn pause_and_resume(
+    machine: &Machine,
+    seen: &mut Seen,
+    while_paused: impl FnOnce(&Machine) -> Result<()>,
+) -> Result<()> {
+    becomes(machine, &Request::Pause, MachineState::Paused, seen)?;
+    while_paused(machine)?;
+    becomes(machine, &Request::Resume, MachineState::Running, seen)
+}
+
+fn becomes(machine: &Machine, request: &Request, state: MachineState, seen: &mut Seen) -> Result<()> {
+    let asked = machine.ask(request)?;
+    ensure!(asked.response == Response::Done, "{request:?} was answered {:?}", asked.response);
+    seen.answer = seen.answer.max(asked.took);
+    let (status, _) = machine.status()?;
+    ensure!(status.state == state, "{:?} after {request:?}", status.state);
+    Ok(())
+}
+
+/// A machine is saved whatever state its guest has left its devices in.
+fn save(machine: &Machine) -> Result<()> {
+    let (state, memory) = (tempfile::tempfile()?, tempfile::tempfile()?);
+    let request = Request::Snapshot(SnapshotRequest { kind: SnapshotKind::Full, key: "5a".repeat(32) });
+    let asked = machine.ask_with(&request, &[state.as_fd(), memory.as_fd()])?;
+    let Response::Snapshot(taken) = asked.response else {
+        bail!("a snapshot was answered {:?}", asked.response)
+    };
+    ensure!(state.metadata()?.len() == taken.state_bytes, "{taken:?}");
+    ensure!(memory.metadata()?.len() == MEMORY_MIB << 20, "{taken:?}");
+    Ok(())
 }
 
 /// A guest that is done is halted: its VMM has nothing to do, can be paused and resumed, and ends when it is told to.
@@ -150,16 +195,7 @@ fn stop(machine: &mut Machine, seen: &mut Seen) -> Result<()> {
     std::thread::sleep(IDLE_TIME);
     let ticks = processor_ticks(machine.pid())?.saturating_sub(before);
     seen.idle_share = ticks as f64 * 0.01 / began.elapsed().as_secs_f64();
-    for (request, state) in [(Request::Pause, MachineState::Paused), (Request::Resume, MachineState::Running)]
-    {
-        let asked = machine.ask(&request)?;
-        if matches!(&asked.response, Response::Error { message } if message.contains("cannot do")) {
-            continue;
-        }
-        ensure!(asked.response == Response::Done, "{request:?} was answered {:?}", asked.response);
-        let (status, _) = machine.status()?;
-        ensure!(status.state == state, "{:?} after {request:?}", status.state);
-    }
+    pause_and_resume(machine, seen, save)?;
     let killed = machine.ask(&Request::Kill)?;
     ensure!(killed.response == Response::Killed, "a kill was answered {:?}", killed.response);
     machine.wait(END_LIMIT)?;

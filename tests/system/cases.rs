@@ -2,6 +2,7 @@
 
 mod bad_starts;
 mod files;
+mod hostile;
 mod life;
 mod limits;
 mod processes;
@@ -45,6 +46,8 @@ cases! {
         stdin_that_nobody_reads_is_bounded, output_that_nobody_reads_is_bounded, memory_limit_holds;
     files: content_and_mode_survive, bad_paths_are_refused, special_files_are_refused,
         write_past_the_disk_limit_changes_nothing;
+    hostile: two_and_eight_processors within 400 s, panic_is_told_as_one, clock_of_the_guest_is_its_own,
+        what_a_kernel_permits_hurts_itself_alone, workload_reaches_no_port_of_the_host;
     refusals: bad_specs_are_refused, request_id_is_idempotent, what_no_node_can_hold_is_refused_at_once,
         exec_needs_a_running_sandbox, full_fleet_lets_wait;
     bad_starts: kernel_that_is_none, initramfs_that_panics, root_image_that_is_cut;

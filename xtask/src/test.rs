@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   units, simulation, integration, style   by nextest when it is there, else by cargo test
+//!   hostile guest: tests/evil on this KVM   one process, a table of its cases
 //!   system: real microVMs in a virtual node  one process, its cases' results as they come
 //!   fuzz: each target of vmm/fuzz             a few seconds each
 //! ```
@@ -13,12 +14,16 @@ use crate::fuzz;
 use crate::images;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, ensure};
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// The test target that needs a virtual node.
 const SYSTEM: &str = "system";
+/// The test target that needs a `/dev/kvm`, of any kind.
+const EVIL: &str = "evil";
+const KVM: &str = "/dev/kvm";
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -48,10 +53,18 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         workspace,
         &mut first_stage(workspace, arguments)?,
     )?];
-    if !arguments.no_system {
+    let own_list = |target: &str| {
         let mut cargo = workspace.cargo();
-        cargo.args(["test", "--workspace", "--test", SYSTEM, "--"]).args(&arguments.filters);
-        outcomes.push(stage("system, with real microVMs", workspace, &mut cargo)?);
+        cargo.args(["test", "--workspace", "--test", target, "--"]).args(&arguments.filters);
+        cargo
+    };
+    if File::options().read(true).write(true).open(KVM).is_ok() {
+        outcomes.push(stage("hostile guest, in microVMs on this host", workspace, &mut own_list(EVIL))?);
+    } else {
+        println!("\n\u{2022} tests: the hostile guest is left out: {KVM} cannot be opened here");
+    }
+    if !arguments.no_system {
+        outcomes.push(stage("system, with real microVMs", workspace, &mut own_list(SYSTEM))?);
     }
     if !arguments.no_fuzz && arguments.filters.is_empty() {
         outcomes.push(fuzz_stage(workspace));
@@ -89,7 +102,7 @@ fn first_stage(workspace: &Workspace, arguments: &Arguments) -> Result<Command> 
     let mut cargo = workspace.cargo();
     if check::has_nextest(workspace) {
         cargo.args(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests", "pass"]);
-        cargo.args(["-E", &format!("not binary({SYSTEM})")]).args(&arguments.filters);
+        cargo.args(["-E", &format!("not binary({SYSTEM}) and not binary({EVIL})")]).args(&arguments.filters);
         return Ok(cargo);
     }
     cargo.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
@@ -100,7 +113,7 @@ fn first_stage(workspace: &Workspace, arguments: &Arguments) -> Result<Command> 
     Ok(cargo)
 }
 
-/// Names of the integration test targets, the system tests left out: cargo has no option for that.
+/// Names of the integration test targets, those of a stage of their own left out: cargo has no option for that.
 fn test_targets(workspace: &Workspace) -> Result<Vec<String>> {
     let mut cargo = workspace.cargo();
     let text = crate::command::output(cargo.args(["metadata", "--no-deps", "--format-version", "1"]))?;
@@ -110,7 +123,7 @@ fn test_targets(workspace: &Workspace) -> Result<Vec<String>> {
     let tests = targets.filter(|target| target["kind"][0] == "test");
     let mut names: Vec<String> = tests
         .filter_map(|target| target["name"].as_str())
-        .filter(|name| *name != SYSTEM)
+        .filter(|name| ![SYSTEM, EVIL].contains(name))
         .map(str::to_owned)
         .collect();
     names.sort();

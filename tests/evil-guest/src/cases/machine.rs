@@ -10,6 +10,9 @@ const I8042_COMMAND: u16 = 0x64;
 const PULSE_RESET: u8 = 0xfe;
 const PM1_CONTROL: u16 = 0x604;
 const SLEEP_OFF: u16 = 5 << 10 | 1 << 13;
+const BUTTON_LINE: u32 = 17;
+/// (QEMU, docs/specs/pvpanic)
+const PANIC_PORT: u16 = 0x505;
 const RESET_REGISTER: u16 = 0x608;
 /// about a second and a half
 const STORM_TICKS: u64 = 1 << 32;
@@ -19,7 +22,8 @@ const TSC_DEADLINE: u32 = 0x6e0;
 
 /// Ports whose writes end the machine or are this guest's only voice.
 fn is_spared(port: u16) -> bool {
-    matches!(port, I8042_COMMAND | 0x92 | 0xcf9 | 0x3f8..=0x3ff) || (0x600..=0x60f).contains(&port)
+    matches!(port, I8042_COMMAND | 0x92 | 0xcf9 | PANIC_PORT | 0x3f8..=0x3ff)
+        || (0x600..=0x60f).contains(&port)
 }
 
 pub fn ports_registers_and_leaves() -> Outcome {
@@ -87,10 +91,37 @@ pub fn reset() -> Outcome {
     Err(Failed("a reset was survived"))
 }
 
+/// Bits that mean nothing first: they end nothing.
+pub fn panic() -> Outcome {
+    for bits in [0, 2, 4, 0x80] {
+        cpu::out8(PANIC_PORT, bits);
+    }
+    say!("panics");
+    cpu::out8(PANIC_PORT, 1);
+    cpu::wait_until(1 << 34, || false);
+    Err(Failed("a panic was survived"))
+}
+
 pub fn power_off() -> Outcome {
     for kind in 0..8 {
         cpu::out16(PM1_CONTROL, kind << 10);
     }
+    cpu::out16(PM1_CONTROL, SLEEP_OFF);
+    cpu::wait_until(1 << 34, || false);
+    Err(Failed("the end of power was survived"))
+}
+
+/// Not hostile: a guest that heeds its power button. The button's line is that of the ACPI event device (ACPI 6.5, 5.6.9).
+pub fn power_button() -> Outcome {
+    cpu::route_line(BUTTON_LINE);
+    cpu::enable_interrupts();
+    let before = cpu::INTERRUPTS_SEEN.load(SeqCst);
+    say!("waiting for the button");
+    if !cpu::wait_until(1 << 36, || cpu::INTERRUPTS_SEEN.load(SeqCst) > before) {
+        return Err(Failed("nobody pressed the button"));
+    }
+    cpu::disable_interrupts();
+    say!("pressed");
     cpu::out16(PM1_CONTROL, SLEEP_OFF);
     cpu::wait_until(1 << 34, || false);
     Err(Failed("the end of power was survived"))
