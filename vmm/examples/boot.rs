@@ -68,6 +68,9 @@ struct Arguments {
     /// then pause, save to `state` and `memory` in this directory, and resume
     #[arg(long)]
     snapshot: Option<PathBuf>,
+    /// then let it run for a second, and save what changed to this directory
+    #[arg(long)]
+    diff: Option<PathBuf>,
     /// go on from the snapshot in this directory instead of booting
     #[arg(long)]
     restore: Option<PathBuf>,
@@ -185,7 +188,13 @@ fn at_mark(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if let Some(to) = &arguments.snapshot {
         println!("[boot] {:?}", ask(&control, &Request::Pause)?);
-        println!("[boot] {:?}", snapshot(&control, to)?);
+        println!("[boot] {:?}", snapshot(&control, to, SnapshotKind::FullTracked)?);
+        println!("[boot] {:?}", ask(&control, &Request::Resume)?);
+    }
+    if let Some(to) = &arguments.diff {
+        std::thread::sleep(Duration::from_secs(1));
+        println!("[boot] {:?}", ask(&control, &Request::Pause)?);
+        println!("[boot] {:?}", snapshot(&control, to, SnapshotKind::Diff)?);
         println!("[boot] {:?}", ask(&control, &Request::Resume)?);
     }
     if arguments.kill {
@@ -204,10 +213,10 @@ fn ask(socket: &Path, request: &Request) -> anyhow::Result<Response> {
     Ok(serde_json::from_str(&answer)?)
 }
 
-fn snapshot(socket: &Path, to: &Path) -> anyhow::Result<Response> {
+fn snapshot(socket: &Path, to: &Path, kind: SnapshotKind) -> anyhow::Result<Response> {
     std::fs::create_dir_all(to)?;
     let (state, memory) = (scratch(&to.join("state"))?, scratch(&to.join("memory"))?);
-    let request = Request::Snapshot(SnapshotRequest { kind: SnapshotKind::Full, key: KEY.into() });
+    let request = Request::Snapshot(SnapshotRequest { kind, key: KEY.into() });
     let line = format!("{}\n", serde_json::to_string(&request)?);
     let stream = UnixStream::connect(socket)?;
     stream

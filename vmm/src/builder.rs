@@ -174,8 +174,10 @@ pub fn build(
         began,
     };
     let control = ControlServer::new(descriptors.control).map_err(host("listen on the control socket"))?;
-    let (begin, pagemap) = (start::begin(config), own.pagemap);
-    let keepsake = Keepsake { pagemap, ..keepsake(config, &kvm, cpuid, has_pit, origin)? };
+    let (begin, restored_from) = (start::begin(config), start.snapshot());
+    let OwnFiles { pagemap, clear_refs, .. } = own;
+    let keepsake =
+        Keepsake { pagemap, clear_refs, restored_from, ..keepsake(config, &kvm, cpuid, has_pit, origin)? };
     let parts = Parts { vm, memory, vcpus, bus, keepsake, transports, control, bindings, shared, begin };
     Machine::new(parts).map_err(host("make an event loop"))
 }
@@ -201,6 +203,8 @@ fn keepsake(
         msrs: state::saved_msrs(msrs.as_slice()).into(),
         origin,
         pagemap: None,
+        clear_refs: None,
+        restored_from: None,
     })
 }
 

@@ -23,7 +23,7 @@ use crate::memory_use::MemoryMeter;
 use crate::metrics::Metrics;
 use crate::seccomp::{Bindings, Thread};
 use crate::signals::Signals;
-use crate::snapshot::save::Keepsake;
+use crate::snapshot::save::{History, Keepsake};
 use crate::vcpu::Vcpu;
 use crate::vcpu::crew::Crew;
 use kvm_ioctls::VmFd;
@@ -105,6 +105,7 @@ impl Machine {
             vm,
             memory,
             bus,
+            history: History { last: keepsake.restored_from, tracked: false },
             keepsake,
             crew: Crew::new(vcpus),
             transports,

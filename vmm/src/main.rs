@@ -2,6 +2,9 @@
 
 use anyhow::Context;
 use pinfold_vmm::process::{self, Options};
+use pinfold_vmm::snapshot::format::Key;
+use pinfold_vmm::snapshot::merge::{self, Files};
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -14,20 +17,33 @@ One microVM in one process
 Usage: pinfold-vmm run --config-fd N [--proc-fd N]
        pinfold-vmm probe [--kvm PATH]
        pinfold-vmm rules
+       pinfold-vmm snapshot-merge --key-file PATH --base DIR --diff DIR --into DIR
 
 run     runs the microVM of a config until it ends
           --config-fd N   descriptor from which the config is read as JSON
           --proc-fd N     descriptor of a directory with a procfs, where the jail has none; closed before the guest runs
 probe   says as JSON whether this machine can run microVMs, and what to do if not
           --kvm PATH      the KVM device, if not /dev/kvm
+snapshot-merge   makes one full snapshot of one and the diff that was taken after it; the files are `state` and `memory`
+          --key-file PATH 64 hexadecimal digits, the key of both
+          --into DIR      an empty directory
 rules   lists as JSON the system calls that each thread may make, under which conditions and why
 ";
+
+#[derive(Debug, Default)]
+struct Merge {
+    key_file: PathBuf,
+    base: PathBuf,
+    diff: PathBuf,
+    into: PathBuf,
+}
 
 #[derive(Debug)]
 enum Command {
     Run { config_fd: RawFd, proc_fd: Option<RawFd> },
     Probe { kvm: PathBuf },
     Rules,
+    Merge(Merge),
     Help,
     Version,
 }
@@ -61,6 +77,7 @@ fn carry_out(command: Command, began: Instant) -> anyhow::Result<ExitCode> {
         }
         Command::Probe { kvm } => probe(&kvm),
         Command::Rules => print(&serde_json::to_string(&pinfold_vmm::seccomp::listing::all())?),
+        Command::Merge(merge) => snapshot_merge(&merge),
         Command::Help => print(USAGE),
         Command::Version => print(concat!("pinfold-vmm ", env!("CARGO_PKG_VERSION"), "\n")),
     }
@@ -81,6 +98,7 @@ fn command(mut arguments: lexopt::Parser) -> anyhow::Result<Command> {
         Some(other) => return Err(other.unexpected().into()),
         None => anyhow::bail!("no command given; see pinfold-vmm --help"),
     };
+    let mut merge = Merge::default();
     let (mut config_fd, mut proc_fd, mut kvm) = (None, None, PathBuf::from("/dev/kvm"));
     while let Some(argument) = arguments.next()? {
         match (name.as_str(), argument) {
@@ -88,15 +106,38 @@ fn command(mut arguments: lexopt::Parser) -> anyhow::Result<Command> {
             ("run", Long("config-fd")) => config_fd = Some(arguments.value()?.parse()?),
             ("run", Long("proc-fd")) => proc_fd = Some(arguments.value()?.parse()?),
             ("probe", Long("kvm")) => kvm = arguments.value()?.into(),
+            ("snapshot-merge", Long("key-file")) => merge.key_file = arguments.value()?.into(),
+            ("snapshot-merge", Long("base")) => merge.base = arguments.value()?.into(),
+            ("snapshot-merge", Long("diff")) => merge.diff = arguments.value()?.into(),
+            ("snapshot-merge", Long("into")) => merge.into = arguments.value()?.into(),
             (_, other) => return Err(other.unexpected().into()),
         }
     }
     match name.as_str() {
         "run" => Ok(Command::Run { config_fd: config_fd.context("run needs --config-fd")?, proc_fd }),
         "probe" => Ok(Command::Probe { kvm }),
+        "snapshot-merge" => Ok(Command::Merge(merge)),
         "rules" => Ok(Command::Rules),
         other => anyhow::bail!("{other:?} is no command; see pinfold-vmm --help"),
     }
+}
+
+/// Missing paths are named by what cannot be opened.
+fn snapshot_merge(paths: &Merge) -> anyhow::Result<ExitCode> {
+    let text = std::fs::read_to_string(&paths.key_file)
+        .with_context(|| format!("snapshot-merge cannot read --key-file {:?}", paths.key_file))?;
+    let key = Key::from_hex(text.trim())?;
+    let open = |directory: &Path, new: bool| {
+        let file = |name| {
+            let path = directory.join(name);
+            let mut how = OpenOptions::new();
+            how.read(true).write(new).create_new(new);
+            how.open(&path).with_context(|| format!("snapshot-merge cannot open {path:?}"))
+        };
+        anyhow::Ok(Files { state: file("state")?, memory: file("memory")? })
+    };
+    merge::merge(&open(&paths.base, false)?, &open(&paths.diff, false)?, &open(&paths.into, true)?, &key)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The exit code says that the question was answered, not what the answer is.

@@ -6,7 +6,7 @@
 use crate::memory::GuestMemory;
 use pinfold_vmm_api::control::MemoryUse;
 use std::ffi::CStr;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -68,6 +68,8 @@ impl MemoryMeter {
 pub struct OwnFiles {
     pub smaps: Option<File>,
     pub pagemap: Option<File>,
+    /// for writing
+    pub clear_refs: Option<File>,
 }
 
 impl OwnFiles {
@@ -75,22 +77,23 @@ impl OwnFiles {
     pub fn open(proc_directory: Option<RawFd>) -> Self {
         let Some(number) = proc_directory else {
             let open = |path| File::open(path).ok();
-            return Self { smaps: open("/proc/self/smaps"), pagemap: open("/proc/self/pagemap") };
+            let clear_refs = OpenOptions::new().write(true).open("/proc/self/clear_refs").ok();
+            return Self { smaps: open("/proc/self/smaps"), pagemap: open("/proc/self/pagemap"), clear_refs };
         };
         if number < 3 {
             return Self::default();
         }
         // SAFETY: nothing else in this process uses the descriptor; a wrong number makes the look-up fail.
         let directory = unsafe { OwnedFd::from_raw_fd(number) };
-        let open = |path: &CStr| {
+        let open = |path: &CStr, mode| {
             // SAFETY: the path ends in NUL, and the flags make no file.
-            let fd = unsafe {
-                libc::openat(directory.as_raw_fd(), path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC)
-            };
+            let fd = unsafe { libc::openat(directory.as_raw_fd(), path.as_ptr(), mode | libc::O_CLOEXEC) };
             // SAFETY: the descriptor is new and nobody else's.
             (fd >= 0).then(|| unsafe { File::from_raw_fd(fd) })
         };
-        Self { smaps: open(c"self/smaps"), pagemap: open(c"self/pagemap") }
+        let read = |path| open(path, libc::O_RDONLY);
+        let clear_refs = open(c"self/clear_refs", libc::O_WRONLY);
+        Self { smaps: read(c"self/smaps"), pagemap: read(c"self/pagemap"), clear_refs }
     }
 }
 

@@ -48,6 +48,9 @@ pub struct SnapshotRequest {
 pub enum SnapshotKind {
     /// all of guest memory that is not zero
     Full,
+    /// The same, and from then on what changes is followed, so that a diff can be taken: each page costs a fault when it is
+    /// written for the first time after it. A diff goes on following.
+    FullTracked,
     /// what changed since the last snapshot of this machine, or since its restore; the memory file is sparse
     Diff,
 }

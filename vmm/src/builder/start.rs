@@ -12,6 +12,7 @@ use crate::memory::{self, GuestMemory};
 use crate::snapshot::manifest::{Saved, Wanted};
 use crate::snapshot::memory::Origin;
 use crate::snapshot::restore::{self, Opened, RestoreError};
+use crate::snapshot::save::Id;
 use crate::vcpu::cpuid::Template;
 use crate::vcpu::{registers, state};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -61,6 +62,14 @@ pub(super) struct Kernel<'a> {
 }
 
 impl Start {
+    /// The id of the snapshot.
+    pub fn snapshot(&self) -> Option<Id> {
+        match self {
+            Self::Boot => None,
+            Self::Restored(saved) => Some(saved.manifest.id),
+        }
+    }
+
     /// The table that the guest sees, of what the host can do.
     pub fn cpuid(&self, host: Template) -> Result<Template, BuildError> {
         match self {

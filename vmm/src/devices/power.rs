@@ -24,7 +24,7 @@ pub struct PowerRegisters {
 }
 
 /// What the guest has written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PowerState {
     enable: u16,

@@ -21,7 +21,7 @@ impl Trigger for Line {
 }
 
 /// Registers of the 16550. It has no input, so none waits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SerialPortState {
     divisor: u16,

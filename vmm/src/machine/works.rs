@@ -11,7 +11,7 @@ use crate::devices::virtio::command;
 use crate::devices::virtio::mmio::Transport;
 use crate::memory::GuestMemory;
 use crate::snapshot::format::Key;
-use crate::snapshot::save::{self, Keepsake, Subject, Written};
+use crate::snapshot::save::{self, History, Keepsake, Subject, Written};
 use crate::snapshot::working_set;
 use crate::vcpu::crew::Crew;
 use kvm_ioctls::VmFd;
@@ -30,6 +30,7 @@ pub(super) struct Works {
     pub memory: GuestMemory,
     pub bus: Arc<Bus>,
     pub keepsake: Keepsake,
+    pub history: History,
     pub crew: Crew,
     pub transports: Vec<Arc<Transport>>,
     pub shared: Shared,
@@ -150,7 +151,7 @@ impl Works {
     }
 
     /// The machine goes on as it was, whether or not that was possible.
-    fn snapshot(&self, request: &SnapshotRequest, fds: Vec<OwnedFd>) -> Result<SnapshotTaken, String> {
+    fn snapshot(&mut self, request: &SnapshotRequest, fds: Vec<OwnedFd>) -> Result<SnapshotTaken, String> {
         if !self.paused {
             return Err("a machine is saved while it is paused, and this one is not".into());
         }
@@ -170,10 +171,13 @@ impl Works {
         };
         let key = Key::from_hex(&request.key).map_err(|error| error.to_string())?;
         let written = match request.kind {
-            SnapshotKind::Full => save::full(&subject, &key, &state, &memory),
-            SnapshotKind::Diff => return Err("this machine cannot save what changed".into()),
+            SnapshotKind::Full => save::full(&subject, &key, &state, &memory, false),
+            SnapshotKind::FullTracked => save::full(&subject, &key, &state, &memory, true),
+            SnapshotKind::Diff => save::diff(&subject, &key, &state, &memory, self.history),
         };
-        let Written { state_bytes, memory_data_bytes } = written.map_err(|error| error.to_string())?;
+        let (Written { state_bytes, memory_data_bytes }, history) =
+            written.map_err(|error| error.to_string())?;
+        self.history = history;
         Ok(SnapshotTaken { state_bytes, memory_data_bytes, took_us: micros_since(began) })
     }
 

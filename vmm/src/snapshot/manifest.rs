@@ -27,6 +27,9 @@ pub struct Saved {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
+    /// random; a diff names the one before it
+    #[serde(with = "serde_bytes")]
+    pub id: [u8; 16],
     /// of the VMM that saved it; told when a restore is refused
     pub vmm_version: String,
     pub cpu_template: CpuTemplate,
@@ -57,8 +60,13 @@ pub struct MemoryManifest {
 pub enum Contents {
     /// all of memory; a hole is zero
     Full,
-    /// the pages of these extents of the file (offset, length in bytes); for the rest the snapshot before it holds
-    Diff { extents: Vec<(u64, u64)> },
+    /// The pages of these extents of the file (offset, length in bytes), a hole among them zero; for the rest the
+    /// snapshot with the id `parent` holds.
+    Diff {
+        #[serde(with = "serde_bytes")]
+        parent: [u8; 16],
+        extents: Vec<(u64, u64)>,
+    },
 }
 
 /// Whether and how the memory file itself is authenticated.
@@ -127,5 +135,85 @@ impl Saved {
             saved: format!("{saved:?}"),
             wanted: format!("{configured:?}"),
         })
+    }
+}
+
+/// A machine of one vCPU without devices, for tests.
+#[cfg(test)]
+pub(crate) fn sample() -> Saved {
+    Saved {
+        manifest: Manifest {
+            id: [1; 16],
+            vmm_version: "0.0.0".into(),
+            cpu_template: CpuTemplate::Host,
+            cpuid_digest: [2; 32],
+            vcpus: 1,
+            memory: MemoryManifest {
+                ranges: crate::memory::ranges(96 << 20),
+                file_bytes: 96 << 20,
+                contents: Contents::Full,
+                digest: DigestPolicy::KeptByOwner,
+            },
+            devices: Vec::new(),
+            mmio_on_cmdline: false,
+        },
+        cpuid: Blob::default(),
+        vcpus: vec![VcpuState::default()],
+        vm: VmState::default(),
+        bus: BusState::default(),
+        devices: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{restore, save};
+
+    fn wanted() -> Wanted {
+        Wanted { vcpus: 1, memory_bytes: 96 << 20, cpu_template: CpuTemplate::Host, mmio_on_cmdline: false }
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded_and_nothing_may_follow() {
+        let saved = sample();
+        let mut body = save::encode(&saved).expect("encoded");
+        assert_eq!(restore::decode(&body).expect("decoded"), saved);
+        for length in 0..body.len() {
+            assert!(restore::decode(&body[..length]).is_err(), "{length} bytes");
+        }
+        body.push(0);
+        assert!(restore::decode(&body).is_err());
+    }
+
+    #[test]
+    fn another_config_is_refused_by_the_field_that_differs() {
+        let saved = sample();
+        assert_eq!(saved.fits(&wanted()), Ok(()));
+        let cases = [
+            (Wanted { vcpus: 2, ..wanted() }, "vcpus"),
+            (Wanted { memory_bytes: 97 << 20, ..wanted() }, "memory"),
+            (Wanted { cpu_template: CpuTemplate::X8664V2, ..wanted() }, "cpu_template"),
+            (Wanted { mmio_on_cmdline: true, ..wanted() }, "mmio_on_cmdline"),
+        ];
+        for (other, field) in cases {
+            let message = saved.fits(&other).expect_err(field).to_string();
+            assert!(message.contains(field) && message.contains("0.0.0"), "{message}");
+        }
+        let message = saved.has_devices(&[2]).expect_err("devices").to_string();
+        assert!(message.contains("devices of types [], the config [2]"), "{message}");
+    }
+
+    #[test]
+    fn a_diff_and_lists_that_contradict_each_other_are_refused() {
+        let mut diff = sample();
+        diff.manifest.memory.contents = Contents::Diff { parent: [0; 16], extents: Vec::new() };
+        assert_eq!(diff.fits(&wanted()), Err(Mismatch::Diff));
+        let mut fewer = sample();
+        fewer.vcpus.clear();
+        assert_eq!(fewer.fits(&wanted()), Err(Mismatch::Lists { what: "vcpus" }));
+        let mut more = sample();
+        more.manifest.devices.push(2);
+        assert_eq!(more.fits(&wanted()), Err(Mismatch::Lists { what: "devices" }));
     }
 }

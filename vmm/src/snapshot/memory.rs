@@ -56,6 +56,23 @@ pub fn write_full(
     Ok(written)
 }
 
+/// Writes `runs` of the memory file, and nothing else; bytes of data in it.
+pub fn write_runs(memory: &GuestMemory, runs: &[Range<u64>], file: &File) -> Result<u64, SaveMemoryError> {
+    let length: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+    file.set_len(0).map_err(SaveMemoryError::Write)?;
+    file.set_len(length).map_err(SaveMemoryError::Write)?;
+    let (mut offset, mut written) = (0, 0);
+    for region in memory.iter() {
+        let end = offset + region.len();
+        for run in runs {
+            let part = run.start.clamp(offset, end) - offset..run.end.clamp(offset, end) - offset;
+            written += write_run(region, part, offset, file).map_err(SaveMemoryError::Write)?;
+        }
+        offset = end;
+    }
+    Ok(written)
+}
+
 /// Runs of the region outside of which everything is zero. `offset`: of the region in a memory file.
 fn candidates(
     region: &GuestRegionMmap<()>,

@@ -13,9 +13,11 @@
 //! touched. [`save`] and [`restore`] are the two ways through; the other modules are their parts.
 
 pub mod blob;
+pub mod dirty;
 pub mod format;
 pub mod manifest;
 pub mod memory;
+pub mod merge;
 pub mod pages;
 pub mod restore;
 pub mod save;

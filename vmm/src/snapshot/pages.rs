@@ -16,6 +16,7 @@ const ENTRY_BYTES: usize = 8;
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const OF_FILE_OR_SHARED: u64 = 1 << 61;
+const SOFT_DIRTY: u64 = 1 << 55;
 
 /// Runs of pages, as ranges of bytes from the start of a mapping; ascending, apart from each other.
 pub type Runs = Vec<Range<u64>>;
@@ -35,6 +36,11 @@ pub fn own(pagemap: &File, address: u64, bytes: u64) -> io::Result<Runs> {
     matching(pagemap, address, bytes, |entry| {
         entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE_OR_SHARED == 0
     })
+}
+
+/// Pages of it that were written since the soft-dirty bits were cleared.
+pub fn changed(pagemap: &File, address: u64, bytes: u64) -> io::Result<Runs> {
+    matching(pagemap, address, bytes, |entry| entry & (PRESENT | SWAPPED) != 0 && entry & SOFT_DIRTY != 0)
 }
 
 /// Pages of it that are mapped now, whoever they belong to.

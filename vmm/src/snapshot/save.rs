@@ -1,11 +1,14 @@
 //! Saving a paused machine: its state into one file, its memory into another.
 
+use super::dirty::{self, DirtyError, Tracker};
 use super::format::{self, FormatError, Key};
 use super::manifest::{Contents, DigestPolicy, Manifest, MemoryManifest, Saved};
 use super::memory::{self, Origin, SaveMemoryError};
+use super::pages::{self, Runs};
 use super::vm::{self, VmStateError};
 use crate::devices::bus::Bus;
 use crate::devices::virtio::mmio::Transport;
+use crate::generation;
 use crate::memory::GuestMemory;
 use crate::vcpu::cpuid::{CpuidError, Template};
 use crate::vcpu::crew::{Crew, CrewError};
@@ -14,7 +17,10 @@ use pinfold_vmm_api::CpuTemplate;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+
+/// Extents of a diff at most: half of what a state file may hold.
+const EXTENTS_MAX: usize = 64 * 1024;
 
 /// What a machine keeps from its beginning so that it can be saved.
 #[derive(Debug)]
@@ -28,6 +34,20 @@ pub struct Keepsake {
     pub origin: Origin,
     /// the process's own
     pub pagemap: Option<File>,
+    pub clear_refs: Option<File>,
+    /// id of the snapshot that this machine was restored from
+    pub restored_from: Option<Id>,
+}
+
+pub type Id = [u8; 16];
+
+/// What a diff can be taken against.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct History {
+    /// the snapshot that was taken last, or that the machine came from
+    pub last: Option<Id>,
+    /// since then every change is followed
+    pub tracked: bool,
 }
 
 /// The machine, at rest: no vCPU runs, no request is in flight.
@@ -61,12 +81,26 @@ pub enum SaveError {
     Memory(#[from] SaveMemoryError),
     #[error("{0}")]
     Format(#[from] FormatError),
+    #[error("{0}")]
+    Dirty(#[from] DirtyError),
+    #[error("there are no random numbers for the snapshot's id: {0}")]
+    Id(std::io::Error),
+    #[error("there is no snapshot before this diff")]
+    NoParent,
+    #[error("since the last snapshot nobody followed what changes: take one of kind full_tracked")]
+    Untracked,
     #[error("the state cannot be encoded: {0}")]
     Encode(String),
 }
 
-/// Writes a full snapshot.
-pub fn full(subject: &Subject<'_>, key: &Key, state: &File, memory: &File) -> Result<Written, SaveError> {
+/// Writes a full snapshot. `track`: follow what changes from here on, so that a diff can be taken.
+pub fn full(
+    subject: &Subject<'_>,
+    key: &Key,
+    state: &File,
+    memory: &File,
+    track: bool,
+) -> Result<(Written, History), SaveError> {
     let saved = describe(subject, Contents::Full)?;
     let keepsake = subject.keepsake;
     let memory_data_bytes = memory::write_full(
@@ -77,7 +111,59 @@ pub fn full(subject: &Subject<'_>, key: &Key, state: &File, memory: &File) -> Re
         memory,
     )?;
     let state_bytes = format::seal(state, key, &encode(&saved)?)?;
-    Ok(Written { state_bytes, memory_data_bytes })
+    if track {
+        keepsake.tracker().begin()?;
+    }
+    let history = History { last: Some(saved.manifest.id), tracked: track };
+    Ok((Written { state_bytes, memory_data_bytes }, history))
+}
+
+/// Writes what changed since the last snapshot, and goes on following.
+pub fn diff(
+    subject: &Subject<'_>,
+    key: &Key,
+    state: &File,
+    memory: &File,
+    history: History,
+) -> Result<(Written, History), SaveError> {
+    let (keepsake, parent) = (subject.keepsake, history.last.ok_or(SaveError::NoParent)?);
+    let mut all = Runs::new();
+    let mut offset = 0;
+    for region in subject.memory.iter() {
+        let runs = keepsake.changed(region, history.tracked)?;
+        all.extend(runs.into_iter().map(|run| run.start + offset..run.end + offset));
+        offset += region.len();
+    }
+    let extents = dirty::coalesce(all, EXTENTS_MAX);
+    let list = extents.iter().map(|run| (run.start, run.end - run.start)).collect();
+    let saved = describe(subject, Contents::Diff { parent, extents: list })?;
+    let memory_data_bytes = memory::write_runs(subject.memory, &extents, memory)?;
+    let state_bytes = format::seal(state, key, &encode(&saved)?)?;
+    // what a machine wrote over a file it came from is known without help
+    let tracked = match (keepsake.tracker().begin(), &keepsake.origin) {
+        (Ok(()), _) => true,
+        (Err(_), Origin::File(_)) => false,
+        (Err(error), _) => return Err(error.into()),
+    };
+    let history = History { last: Some(saved.manifest.id), tracked };
+    Ok((Written { state_bytes, memory_data_bytes }, history))
+}
+
+impl Keepsake {
+    fn tracker(&self) -> Tracker<'_> {
+        Tracker { pagemap: self.pagemap.as_ref(), clear_refs: self.clear_refs.as_ref() }
+    }
+
+    /// Pages that may have changed since the last snapshot.
+    fn changed(&self, region: &GuestRegionMmap<()>, tracked: bool) -> Result<Runs, SaveError> {
+        let (address, bytes) = (region.as_ptr() as u64, region.len());
+        if tracked {
+            return Ok(self.tracker().changed(address, bytes)?);
+        }
+        let Origin::File(_) = &self.origin else { return Err(SaveError::Untracked) };
+        let pagemap = self.pagemap.as_ref().ok_or(DirtyError::Blind)?;
+        Ok(pages::own(pagemap, address, bytes).map_err(DirtyError::from)?)
+    }
 }
 
 fn describe(subject: &Subject<'_>, contents: Contents) -> Result<Saved, SaveError> {
@@ -89,6 +175,7 @@ fn describe(subject: &Subject<'_>, contents: Contents) -> Result<Saved, SaveErro
     let ranges: Vec<_> = subject.memory.iter().map(|region| (region.start_addr().0, region.len())).collect();
     Ok(Saved {
         manifest: Manifest {
+            id: generation::fresh().map_err(SaveError::Id)?,
             vmm_version: env!("CARGO_PKG_VERSION").into(),
             cpu_template: keepsake.cpu_template,
             cpuid_digest: keepsake.cpuid.digest()?,

@@ -20,7 +20,7 @@ const LVT_TIMER_DEADLINE: u32 = 0b10 << 17;
 const TSC_TOLERANCE_PER_MILLION: u64 = 250;
 
 /// One vCPU. Fields are named after the ioctls that read and write them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuState {
     pub tsc_khz: u32,
     mp_state: Blob,
