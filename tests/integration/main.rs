@@ -10,6 +10,7 @@ mod nodes;
 mod reading;
 mod relays;
 mod restart;
+mod saved;
 mod surface;
 mod watching;
 

@@ -36,6 +36,7 @@ fn report(name: &str, summaries: &[Summary]) {
         sum(|s| s.rejected as u64),
         sum(|s| s.faults),
     );
+    println!("{name}: {} forks", sum(|s| s.forks as u64));
     let mut ends = std::collections::BTreeMap::new();
     for (reason, count) in summaries.iter().flat_map(|summary| &summary.ends) {
         *ends.entry(reason).or_insert(0) += count;
@@ -60,9 +61,15 @@ fn a_storm_loses_nothing_and_leaves_nothing() {
             NodeLost,
             JailFailed,
             GuestPowerOff,
+            SnapshotFailed,
+            SnapshotUnusable,
         ] {
             let count: u64 = summaries.iter().filter_map(|summary| summary.ends.get(&reason)).sum();
             assert!(count > 0, "no sandbox ended for {reason:?}");
+        }
+        for phase in pinfold_domain::Phase::ALL {
+            let count: u64 = summaries.iter().filter_map(|summary| summary.phases.get(&phase)).sum();
+            assert!(count > 0, "no sandbox was {phase}");
         }
     }
 }

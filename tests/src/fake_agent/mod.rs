@@ -5,6 +5,7 @@
 
 mod guest;
 mod node;
+mod saved;
 mod session;
 
 pub use guest::GuestStats;
@@ -32,10 +33,22 @@ pub enum OnAssign {
     Fail(api::Cause),
 }
 
+/// What it does when it is to pause, resume, take a snapshot or prepare a template.
+#[derive(Debug, Clone, Default)]
+pub enum OnSave {
+    /// it is done at once
+    #[default]
+    Done,
+    /// it is begun and goes on for ever
+    Begin,
+    Fail(api::Cause),
+}
+
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
     pub register: wire::Register,
     pub on_assign: OnAssign,
+    pub on_save: OnSave,
     /// dials in when it is asked for a stream
     pub answers_relays: bool,
     /// says this on relays instead of its own name
@@ -60,7 +73,14 @@ impl AgentConfig {
             kernels: vec!["own".to_owned()],
             ..wire::Register::default()
         };
-        Self { register, on_assign: OnAssign::Run, answers_relays: true, relay_as: None, deaf: false }
+        Self {
+            register,
+            on_assign: OnAssign::Run,
+            on_save: OnSave::Done,
+            answers_relays: true,
+            relay_as: None,
+            deaf: false,
+        }
     }
 }
 
@@ -77,6 +97,8 @@ pub struct AgentStats {
     pub assigned: u64,
     pub stopped: u64,
     pub forgotten: u64,
+    /// assignments that named a template which is prepared here
+    pub restored: u64,
 }
 
 pub struct FakeAgent {
@@ -128,6 +150,16 @@ impl FakeAgent {
     /// Sandboxes that live there.
     pub fn sandboxes(&self) -> Vec<wire::SandboxStatus> {
         self.node.statuses()
+    }
+
+    /// Snapshots that lie there.
+    pub fn snapshots(&self) -> Vec<wire::SnapshotStatus> {
+        self.node.snapshots()
+    }
+
+    /// What it has of templates.
+    pub fn templates(&self) -> Vec<wire::TemplateStatus> {
+        self.node.templates()
     }
 
     /// Reports that a sandbox failed, as when its VMM dies.

@@ -15,7 +15,9 @@ pub struct Node {
     pub guest: watch::Sender<GuestStats>,
     /// path -> content of what was written
     pub files: Mutex<BTreeMap<String, Vec<u8>>>,
-    sandboxes: Mutex<BTreeMap<String, wire::SandboxStatus>>,
+    pub(super) sandboxes: Mutex<BTreeMap<String, wire::SandboxStatus>>,
+    pub(super) snapshots: Mutex<BTreeMap<String, wire::SnapshotStatus>>,
+    pub(super) templates: Mutex<BTreeMap<String, wire::TemplateStatus>>,
     session: Mutex<Option<mpsc::Sender<wire::SessionRequest>>>,
 }
 
@@ -28,6 +30,8 @@ impl Node {
             guest: watch::Sender::default(),
             files: Mutex::default(),
             sandboxes: Mutex::default(),
+            snapshots: Mutex::default(),
+            templates: Mutex::default(),
             session: Mutex::default(),
         }
     }
@@ -46,6 +50,8 @@ impl Node {
 
     pub fn wipe(&self) {
         lock(&self.sandboxes).clear();
+        lock(&self.snapshots).clear();
+        lock(&self.templates).clear();
     }
 
     pub fn set_session(&self, session: Option<mpsc::Sender<wire::SessionRequest>>) {

@@ -47,7 +47,12 @@ pub async fn connect(endpoint: &str) -> Result<Channel, tonic::Status> {
 async fn session(node: &Arc<Node>) -> Result<(), tonic::Status> {
     let mut client = NodeSessionServiceClient::new(connect(&node.endpoint).await?);
     let (sender, receiver) = mpsc::channel(OUTBOX);
-    let register = wire::Register { sandboxes: node.statuses(), ..node.config.register.clone() };
+    let register = wire::Register {
+        sandboxes: node.statuses(),
+        snapshots: node.snapshots(),
+        templates: node.templates(),
+        ..node.config.register.clone()
+    };
     let first = wire::SessionRequest { message: Some(Message::Register(register)) };
     sender.try_send(first).expect("a new queue has room");
     let mut commands = client.session(ReceiverStream::new(receiver)).await?.into_inner();
@@ -59,7 +64,7 @@ async fn session(node: &Arc<Node>) -> Result<(), tonic::Status> {
             command = commands.message() => command?,
             _ = heartbeat.tick() => {
                 // a session that is over is noticed by reading
-                let _ = node.say(Message::Heartbeat(wire::Heartbeat { sandboxes: node.statuses(), ..Default::default() }));
+                let _ = node.say(node.heartbeat());
                 continue;
             }
         };
@@ -79,7 +84,7 @@ async fn session(node: &Arc<Node>) -> Result<(), tonic::Status> {
 
 /// Reads no more, so that writing is how it notices the end.
 async fn deaf(node: &Node) -> Result<(), tonic::Status> {
-    while node.say(Message::Heartbeat(wire::Heartbeat { sandboxes: node.statuses(), ..Default::default() })) {
+    while node.say(node.heartbeat()) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Err(tonic::Status::unavailable("the session was cut"))
@@ -98,13 +103,13 @@ fn obey(node: &Node, command: Command) {
             node.forget(&forget.sandbox_id);
             node.stats.send_modify(|stats| stats.forgotten += 1);
         }
-        Command::OpenRelay(_)
-        | Command::Pause(_)
-        | Command::Resume(_)
-        | Command::TakeSnapshot(_)
-        | Command::DropSnapshot(_)
-        | Command::PrepareTemplate(_)
-        | Command::DropTemplate(_) => {}
+        Command::OpenRelay(_) => {}
+        Command::Pause(pause) => node.pause(&pause),
+        Command::Resume(resume) => node.resume(&resume),
+        Command::TakeSnapshot(take) => node.take_snapshot(take),
+        Command::DropSnapshot(drop) => node.drop_snapshot(&drop.snapshot_id),
+        Command::PrepareTemplate(prepare) => node.prepare(prepare),
+        Command::DropTemplate(drop) => node.drop_template(&drop.template_id),
     }
 }
 
@@ -122,6 +127,11 @@ fn on_assign(node: &Node, assign: &wire::Assign) {
                 return;
             }
             node.report(id, api::Phase::Starting, None);
+            if !node.can_begin(assign) {
+                let message = "the snapshot is not here".to_owned();
+                let cause = api::Cause { reason: "SnapshotInvalid".to_owned(), message };
+                return node.report(id, api::Phase::Failed, Some(cause));
+            }
             match on_assign {
                 OnAssign::Run => node.report(id, api::Phase::Running, None),
                 OnAssign::Fail(cause) => node.report(id, api::Phase::Failed, Some(cause.clone())),

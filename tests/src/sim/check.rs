@@ -3,7 +3,7 @@
 use super::client::Clients;
 use super::driver::Driver;
 use super::node::SimNode;
-use pinfold_domain::{Epoch, Milestone, Phase, Reason, Sandbox, SandboxId, Timestamp};
+use pinfold_domain::{Epoch, Milestone, Phase, Reason, Sandbox, SandboxId, SnapshotState, Source, Timestamp};
 use pinfold_engine::EngineConfig;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +16,8 @@ pub struct Ledger {
     pub wiped: BTreeSet<SandboxId>,
     /// reasons of all ends, for the summary
     pub ends: BTreeMap<SandboxId, Reason>,
+    /// how often each phase was stored, for the summary
+    pub phases: BTreeMap<Phase, u64>,
 }
 
 impl Ledger {
@@ -41,6 +43,7 @@ impl Ledger {
         config: &EngineConfig,
         silent: bool,
     ) -> Result<(), String> {
+        *self.phases.entry(sandbox.phase).or_insert(0) += 1;
         if !sandbox.phase.is_final() && sandbox.phase != Phase::Stopping {
             return Ok(());
         }
@@ -49,7 +52,14 @@ impl Ledger {
         let placed = sandbox.timeline.iter().find(|t| t.milestone == Milestone::Placed).map(|t| t.at);
         let is_true = match reason {
             // the answer to the create may still be on its way: nobody else can know the id
-            Reason::StopRequested => client.is_some_and(|client| client.asked_to_stop),
+            Reason::StopRequested => {
+                client.is_some_and(|client| client.asked_to_stop)
+                    || clients.stopped_forks.contains(&sandbox.id)
+            }
+            // it was to start from a snapshot that failed or was lost before it had a node, or was refused for it
+            Reason::SnapshotFailed | Reason::SnapshotUnusable => {
+                matches!(sandbox.spec.source, Source::Snapshot(_)) && sandbox.phase == Phase::Failed
+            }
             Reason::DeleteRequested => client.is_some_and(|client| client.asked_to_delete),
             Reason::TtlExpired => sandbox.expires_at.is_some_and(|at| at <= sandbox.phase_at),
             Reason::StartTimeout => {
@@ -109,6 +119,20 @@ pub fn at_rest<'a>(
     if let Some((call, op)) = clients.open.iter().next() {
         return Err(format!("{call:?} ({op:?}) was never answered"));
     }
+    let unended = driver.store.snapshots.values().find(|snapshot| {
+        let over = matches!(snapshot.state, SnapshotState::Failed | SnapshotState::Lost);
+        snapshot.ephemeral || !over
+    });
+    if let Some(snapshot) = unended {
+        let (id, state, for_forks) = (snapshot.id, snapshot.state, snapshot.ephemeral);
+        return Err(format!("snapshot {id} is {state} at the end; made for forks: {for_forks}"));
+    }
+    if let Some(id) = clients
+        .forks()
+        .find(|id| !driver.store.sandboxes.contains_key(id) && !driver.store.removed.contains_key(id))
+    {
+        return Err(format!("fork {id} was accepted and is nowhere"));
+    }
     for client in &clients.all {
         let Some(id) = client.sandbox else { continue };
         if !driver.store.sandboxes.contains_key(&id) && !driver.store.removed.contains_key(&id) {
@@ -125,6 +149,14 @@ pub fn at_rest<'a>(
     for node in nodes {
         if let Some((id, epoch)) = node.live().next() {
             return Err(format!("{id} at epoch {epoch} was left running on {}", node.id));
+        }
+        let kept: Vec<_> = node.list_snapshots().iter().map(|report| report.snapshot_id).collect();
+        if let Some(id) = kept.iter().find(|id| !driver.store.snapshots.contains_key(id)) {
+            return Err(format!("snapshot {id} is left on {}", node.id));
+        }
+        let templates = node.list_templates();
+        if let Some(left) = templates.iter().find(|t| !driver.store.templates.contains_key(&t.template_id)) {
+            return Err(format!("template {} is left on {}", left.template_id, node.id));
         }
         if node.records() > 0 {
             return Err(format!("{} still keeps {} records", node.id, node.records()));

@@ -3,10 +3,10 @@
 
 use super::rng::Rng;
 use pinfold_domain::{
-    Millis, Phase, Reason, RequestId, Resources, Sandbox, SandboxId, SandboxSpec, spec::defaults,
+    Millis, Phase, Reason, RequestId, Resources, SandboxId, SandboxSpec, SnapshotId, Source, spec::defaults,
 };
-use pinfold_engine::{CallId, Event, Rejection};
-use std::collections::BTreeMap;
+use pinfold_engine::{Answered, CallId, Event, Rejection};
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,15 @@ pub enum Act {
     Conflict,
     Stop,
     Delete,
+    /// numbered: the same number is the same request
+    Pause(u64),
+    Resume(u64),
+    Snapshot(u64),
+    Fork(u64),
+    DropSnapshot(SnapshotId),
+    StopFork(SandboxId),
+    Template(u64),
+    DropTemplate(u64),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +43,9 @@ pub struct Client {
     pub asked_to_delete: bool,
     /// the delete was acknowledged
     pub deleted: bool,
+    pub snapshots: BTreeSet<SnapshotId>,
+    /// what each fork was answered with
+    pub forks: BTreeMap<u64, Vec<SandboxId>>,
 }
 
 #[derive(Debug, Default)]
@@ -41,7 +53,16 @@ pub struct Clients {
     pub all: Vec<Client>,
     /// calls without an answer
     pub open: BTreeMap<CallId, Op>,
-    calls: u64,
+    pub(super) calls: u64,
+    /// forks that somebody asked to stop
+    pub stopped_forks: BTreeSet<SandboxId>,
+}
+
+/// Templates that clients make and use.
+pub const TEMPLATES: u64 = 3;
+
+pub fn template_name(number: u64) -> String {
+    format!("t{}", number % TEMPLATES)
 }
 
 pub const UNIT: Resources =
@@ -89,6 +110,7 @@ impl Clients {
                 client.asked_to_delete = true;
                 Event::Delete { call, request_id, sandbox_id: client.sandbox? }
             }
+            saving => self.saving_event(call, op.client, saving)?,
         };
         self.open.insert(call, op);
         Some(event)
@@ -98,14 +120,24 @@ impl Clients {
     pub fn answered(
         &mut self,
         call: CallId,
-        result: &Result<Box<Sandbox>, Rejection>,
+        result: &Result<Answered, Rejection>,
     ) -> Result<Option<usize>, String> {
         let op =
             self.open.remove(&call).ok_or_else(|| format!("{call:?} was answered twice, or never made"))?;
+        if let Act::Pause(_)
+        | Act::Resume(_)
+        | Act::Snapshot(_)
+        | Act::Fork(_)
+        | Act::DropSnapshot(_)
+        | Act::Template(_)
+        | Act::DropTemplate(_) = op.act
+        {
+            return self.saving_answer(op.client, op.act, result).map(|()| None);
+        }
         let client = &mut self.all[op.client];
         match (op.act, result) {
-            (Act::Create, Ok(sandbox)) => {
-                if sandbox.spec != client.spec || sandbox.request_id != client.request_id {
+            (Act::Create, Ok(Answered::Sandbox(sandbox))) => {
+                if !sandbox.spec.is_same_request(&client.spec) || sandbox.request_id != client.request_id {
                     return Err(format!("client {} got another's sandbox {}", op.client, sandbox.id));
                 }
                 let first = client.sandbox.is_none();
@@ -115,7 +147,10 @@ impl Clients {
                 return Ok(first.then_some(op.client));
             }
             (Act::Create, Err(rejection)) => match rejection.cause.reason {
-                reason @ (Reason::QueueFull | Reason::Unplaceable | Reason::ImageUnknown)
+                reason @ (Reason::QueueFull
+                | Reason::Unplaceable
+                | Reason::ImageUnknown
+                | Reason::TemplateNotFound)
                     if client.sandbox.is_none() =>
                 {
                     client.rejected = Some(reason);
@@ -124,20 +159,26 @@ impl Clients {
             },
             (Act::Conflict, Err(rejection)) if rejection.cause.reason == Reason::RequestIdConflict => {}
             (Act::Conflict, other) => return Err(format!("a conflict was answered with {other:?}")),
-            (Act::Stop, Ok(sandbox)) => {
+            (Act::Stop | Act::StopFork(_), Ok(Answered::Sandbox(sandbox))) => {
                 if !sandbox.phase.is_final() && sandbox.phase != Phase::Stopping {
                     return Err(format!("after a stop {} is {}", sandbox.id, sandbox.phase));
                 }
             }
-            (Act::Stop, Err(rejection)) if rejection.cause.reason == Reason::SandboxNotFound => {}
+            (Act::Stop | Act::StopFork(_), Err(rejection))
+                if rejection.cause.reason == Reason::SandboxNotFound => {}
             (Act::Delete, Ok(_)) => client.deleted = true,
-            (act, Err(rejection)) => return Err(format!("{act:?} was rejected: {:?}", rejection.cause)),
+            (act, other) => return Err(format!("{act:?} was answered with {other:?}")),
         }
         Ok(None)
     }
 
     pub fn of(&self, id: SandboxId) -> Option<&Client> {
         self.all.iter().find(|client| client.sandbox == Some(id))
+    }
+
+    /// All that was ever forked.
+    pub fn forks(&self) -> impl Iterator<Item = SandboxId> {
+        self.all.iter().flat_map(|client| client.forks.values().flatten().copied())
     }
 }
 
@@ -159,13 +200,18 @@ impl Client {
                 start_timeout: Millis::from_secs(5),
                 node_labels: BTreeMap::new(),
                 io_bytes_per_second: None,
-                source: pinfold_domain::Source::Image,
+                source: match rng.percent(20) {
+                    true => Source::Template(template_name(rng.below(TEMPLATES))),
+                    false => Source::Image,
+                },
             },
             sandbox: None,
             rejected: None,
             asked_to_stop: false,
             asked_to_delete: false,
             deleted: false,
+            snapshots: BTreeSet::new(),
+            forks: BTreeMap::new(),
         }
     }
 }

@@ -16,6 +16,8 @@ mod driver;
 mod network;
 mod node;
 mod rng;
+mod saved;
+mod saving_clients;
 mod trace;
 mod world;
 

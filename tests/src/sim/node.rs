@@ -6,7 +6,8 @@
 
 use super::rng::Rng;
 use pinfold_domain::{
-    Cause, Epoch, Milestone, Millis, NodeId, Phase, Reason, Resources, Sandbox, SandboxId, Timestamp,
+    Cause, Epoch, Milestone, Millis, NodeId, Phase, Preparation, Reason, Resources, Sandbox, SandboxId,
+    SnapshotId, SnapshotReport, SnapshotState, Source, TemplateId, TemplateReport, Timestamp,
 };
 use pinfold_engine::{NodeRegistration, NodeReport, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,12 +18,20 @@ pub enum Command {
     Assign { sandbox: Box<Sandbox>, ttl_left: Millis },
     Stop { sandbox_id: SandboxId, epoch: Epoch, cause: Cause, grace: Millis },
     Forget { sandbox_id: SandboxId, epoch: Epoch },
+    Pause { sandbox_id: SandboxId, epoch: Epoch, order: u64 },
+    Resume { sandbox_id: SandboxId, epoch: Epoch, order: u64 },
+    TakeSnapshot { snapshot_id: SnapshotId, sandbox_id: SandboxId, epoch: Epoch },
+    DropSnapshot { snapshot_id: SnapshotId },
+    PrepareTemplate { template_id: TemplateId },
+    DropTemplate { template_id: TemplateId },
 }
 
 /// To the scheduler.
 #[derive(Debug, Clone)]
 pub enum Message {
-    Heartbeat(Vec<NodeReport>),
+    Heartbeat(Vec<NodeReport>, Vec<SnapshotReport>, Vec<TemplateReport>),
+    Snapshot(SnapshotReport),
+    Template(TemplateReport),
     Report(NodeReport),
     Refused { sandbox_id: SandboxId, epoch: Epoch, cause: Cause },
 }
@@ -38,6 +47,9 @@ pub struct Habits {
     pub replaces: bool,
     pub start_ms: (u64, u64),
     pub stop_ms: (u64, u64),
+    /// a pause, a resume, a snapshot, a preparation goes wrong
+    pub save_fails: u64,
+    pub save_ms: (u64, u64),
 }
 
 /// Something that comes to pass on the node by itself.
@@ -49,6 +61,19 @@ pub enum Step {
     PowersOff,
     TtlExpires,
     Ends,
+    /// the pause or resume of this order is done, or failed
+    OrderDone {
+        order: u64,
+        good: bool,
+    },
+    SnapshotDone {
+        snapshot_id: SnapshotId,
+        good: bool,
+    },
+    TemplateDone {
+        template_id: TemplateId,
+        good: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -67,14 +92,18 @@ pub struct Outcome {
 }
 
 #[derive(Debug, Clone)]
-struct Instance {
-    epoch: Epoch,
-    phase: Phase,
+pub(super) struct Instance {
+    pub(super) epoch: Epoch,
+    pub(super) phase: Phase,
     cause: Option<Cause>,
     sequence: u64,
     milestones: Vec<(Milestone, u64)>,
-    resources: Resources,
+    pub(super) resources: Resources,
+    /// what it takes now: see [`super::saved`]
+    pub(super) held: Resources,
     since: Timestamp,
+    /// the highest that was taken up
+    pub(super) order: u64,
 }
 
 #[derive(Debug)]
@@ -83,14 +112,28 @@ pub struct SimNode {
     pub allocatable: Resources,
     pub images: BTreeSet<String>,
     pub habits: Habits,
-    instances: BTreeMap<SandboxId, Instance>,
+    pub(super) instances: BTreeMap<SandboxId, Instance>,
+    pub(super) snapshots: BTreeMap<SnapshotId, SnapshotState>,
+    pub(super) templates: BTreeMap<TemplateId, Preparation>,
     /// refusals for want of room
     pub out_of_room: u64,
+    /// sandboxes that were to start from a snapshot that is not here
+    pub without_snapshot: u64,
 }
 
 impl SimNode {
     pub fn new(id: NodeId, allocatable: Resources, images: BTreeSet<String>, habits: Habits) -> Self {
-        Self { id, allocatable, images, habits, instances: BTreeMap::new(), out_of_room: 0 }
+        Self {
+            id,
+            allocatable,
+            images,
+            habits,
+            instances: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            templates: BTreeMap::new(),
+            out_of_room: 0,
+            without_snapshot: 0,
+        }
     }
 
     pub fn registration(&self, session: SessionId) -> NodeRegistration {
@@ -104,8 +147,8 @@ impl SimNode {
             images: self.images.clone(),
             kernels: BTreeSet::new(),
             statuses: self.list(),
-            snapshots: Vec::new(),
-            templates: Vec::new(),
+            snapshots: self.list_snapshots(),
+            templates: self.list_templates(),
         }
     }
 
@@ -127,13 +170,15 @@ impl SimNode {
     pub fn used(&self) -> Resources {
         let live = self.instances.values().filter(|instance| instance.is_live());
         live.fold(Resources::default(), |sum, instance| {
-            sum.checked_add(&instance.resources).expect("a simulated node is small")
+            sum.checked_add(&instance.held).expect("a simulated node is small")
         })
     }
 
     /// Power was cut: nothing of it is left, not even the records.
     pub fn crash(&mut self) {
         self.instances.clear();
+        self.snapshots.clear();
+        self.templates.clear();
     }
 
     /// The agent was replaced. Its sandboxes live on; reports are counted anew.
@@ -154,6 +199,7 @@ impl SimNode {
                     self.instances.remove(&sandbox_id);
                 }
             }
+            saved => self.command_saved(saved, rng, &mut outcome),
         }
         outcome
     }
@@ -180,13 +226,19 @@ impl SimNode {
                 return refuse("another epoch of it is still here");
             }
             if instance.is_live() {
-                used = used.saturating_sub(&instance.resources);
+                used = used.saturating_sub(&instance.held);
             }
         }
         let with_it = used.checked_add(&resources).expect("a simulated node is small");
         if with_it.first_excess(&self.allocatable).is_some() {
             self.out_of_room += 1;
             return refuse("no room");
+        }
+        if let Source::Snapshot(id) = sandbox.spec.source
+            && self.snapshots.get(&id) != Some(&SnapshotState::Ready)
+        {
+            self.without_snapshot += 1;
+            return refuse("the snapshot is not here");
         }
         if rng.percent(self.habits.refuse) {
             return refuse("not in the mood");
@@ -198,7 +250,9 @@ impl SimNode {
             sequence: 1,
             milestones: vec![(Milestone::Jailed, 900)],
             resources,
+            held: resources,
             since: now,
+            order: 0,
         };
         outcome.messages.push(Message::Report(instance.report(sandbox_id)));
         self.instances.insert(sandbox_id, instance);
@@ -227,7 +281,7 @@ impl SimNode {
     ) {
         let Some(instance) = self.instances.get_mut(&sandbox_id).filter(|i| i.epoch == epoch) else { return };
         match instance.phase {
-            Phase::Starting | Phase::Running => {
+            Phase::Starting | Phase::Running | Phase::Pausing | Phase::Paused | Phase::Resuming => {
                 instance.change(Phase::Stopping, Some(cause));
                 outcome.work.push((after, Work { sandbox_id, epoch, step: Step::Ends }));
             }
@@ -242,6 +296,10 @@ impl SimNode {
     pub fn work(&mut self, now: Timestamp, work: Work, rng: &mut Rng) -> Outcome {
         let mut outcome = Outcome::default();
         let Work { sandbox_id, epoch, step } = work;
+        if let Step::OrderDone { .. } | Step::SnapshotDone { .. } | Step::TemplateDone { .. } = step {
+            self.work_saved(work, &mut outcome);
+            return outcome;
+        }
         let stop_ms = Millis(rng.between(self.habits.stop_ms));
         let Some(instance) = self.instances.get_mut(&sandbox_id).filter(|i| i.epoch == epoch) else {
             return outcome;
@@ -262,7 +320,10 @@ impl SimNode {
             (Step::PowersOff, Phase::Running) => {
                 instance.change(Phase::Stopped, Some(Cause::new(Reason::GuestPowerOff, "simulated")));
             }
-            (Step::TtlExpires, Phase::Starting | Phase::Running) => {
+            (
+                Step::TtlExpires,
+                Phase::Starting | Phase::Running | Phase::Pausing | Phase::Paused | Phase::Resuming,
+            ) => {
                 let cause = Cause::new(Reason::TtlExpired, "by the node's clock");
                 self.stop(sandbox_id, epoch, cause, stop_ms, &mut outcome);
                 return outcome;
@@ -280,17 +341,17 @@ impl SimNode {
 }
 
 impl Instance {
-    fn is_live(&self) -> bool {
+    pub(super) fn is_live(&self) -> bool {
         !matches!(self.phase, Phase::Stopped | Phase::Failed)
     }
 
-    fn change(&mut self, phase: Phase, cause: Option<Cause>) {
+    pub(super) fn change(&mut self, phase: Phase, cause: Option<Cause>) {
         self.phase = phase;
         self.cause = cause;
         self.sequence += 1;
     }
 
-    fn report(&self, sandbox_id: SandboxId) -> NodeReport {
+    pub(super) fn report(&self, sandbox_id: SandboxId) -> NodeReport {
         NodeReport {
             sandbox_id,
             epoch: self.epoch,
@@ -298,7 +359,7 @@ impl Instance {
             phase: self.phase,
             cause: self.cause.clone(),
             milestones: self.milestones.clone(),
-            order: 0,
+            order: self.order,
         }
     }
 }

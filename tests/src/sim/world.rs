@@ -7,7 +7,7 @@ use super::network::{Direction, Link};
 use super::node::{Command, Habits, Message, Outcome, SimNode, Work};
 use super::rng::Rng;
 use super::trace::{Happening, Trace};
-use pinfold_domain::{Millis, NodeId, Phase, Reason, Timestamp};
+use pinfold_domain::{Millis, NodeId, Phase, Reason, Resources, Timestamp};
 use pinfold_engine::{Answered, Effect, EngineConfig, Event, NodeRegistration, PlacementPolicy, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,6 +31,10 @@ pub struct Summary {
     pub rejected: usize,
     pub faults: u64,
     pub ends: BTreeMap<Reason, u64>,
+    /// how often a sandbox was stored in each phase
+    pub phases: BTreeMap<Phase, u64>,
+    /// sandboxes that came from forks
+    pub forks: usize,
     pub digest: Option<u64>,
 }
 
@@ -74,7 +78,7 @@ impl Host {
         let id = format!("n{index}").parse().expect("a DNS label");
         let habits = if stormy { faults::habits(rng) } else { faults::GOOD_HABITS };
         Self {
-            sim: SimNode::new(id, units(size), images, habits),
+            sim: SimNode::new(id, with_room_to_save(units(size)), images, habits),
             up: true,
             life: 1,
             session: None,
@@ -83,6 +87,11 @@ impl Host {
             registered: None,
         }
     }
+}
+
+/// Half as much disk again: some pauses find no room.
+fn with_room_to_save(resources: Resources) -> Resources {
+    Resources { disk_bytes: resources.disk_bytes / 2 * 3, ..resources }
 }
 
 pub(super) struct World {
@@ -196,6 +205,7 @@ impl World {
                 self.after(0, Next::Call(Op { client, act: Act::Stop }));
             }
         }
+        self.end_saved();
         self.run_until(START.after(Millis(STORM.0 + HEAL.0 + REST.0)))?;
         let nodes = self.hosts.iter().map(|host| &host.sim);
         check::at_rest(&self.driver, &self.clients, nodes, self.now)
@@ -204,9 +214,8 @@ impl World {
     /// After the storm what waits must be placed wherever it fits, and what was placed must run.
     fn expect_service(&self) -> Result<(), String> {
         let engine = self.driver.engine.as_ref().ok_or("the scheduler is down")?;
-        if let Some(sandbox) =
-            engine.sandboxes().find(|s| matches!(s.phase, Phase::Assigned | Phase::Starting))
-        {
+        let passing = [Phase::Assigned, Phase::Starting, Phase::Pausing, Phase::Resuming];
+        if let Some(sandbox) = engine.sandboxes().find(|s| passing.contains(&s.phase)) {
             let since = self.now.since(sandbox.phase_at);
             if since > Millis::from_secs(30) {
                 return Err(format!(
@@ -219,7 +228,12 @@ impl World {
             if let Some(host) = self.hosts.iter().find(|host| host.sim.out_of_room > 0) {
                 return Err(format!("{} had to refuse for want of room", host.sim.id));
             }
-            let calm = [Reason::StopRequested, Reason::DeleteRequested, Reason::TtlExpired];
+            if let Some(host) = self.hosts.iter().find(|host| host.sim.without_snapshot > 0) {
+                return Err(format!("{} was to restore a snapshot that it does not have", host.sim.id));
+            }
+            // what was to be saved may end before it is
+            let calm =
+                [Reason::StopRequested, Reason::DeleteRequested, Reason::TtlExpired, Reason::SnapshotFailed];
             if let Some((id, reason)) = self.ledger.ends.iter().find(|(_, reason)| !calm.contains(reason)) {
                 return Err(format!("{id} ended for {reason:?} in calm weather"));
             }
@@ -238,6 +252,8 @@ impl World {
             rejected: self.clients.all.iter().filter(|client| client.rejected.is_some()).count(),
             faults: self.faults,
             ends,
+            phases: self.ledger.phases.clone(),
+            forks: self.clients.forks().count(),
             digest: self.trace.digest,
         }
     }
@@ -368,12 +384,12 @@ impl World {
         match effect {
             Effect::Persist(_) => return Err("a change was let out after its commit".to_owned()),
             Effect::Answer { call, result } => {
-                let result = result.map(|answered| match answered {
-                    Answered::Sandbox(sandbox) => sandbox,
-                    other => unreachable!("{other:?}"),
-                });
-                if let Ok(sandbox) = &result {
-                    check::answered(&self.driver, sandbox)?;
+                match &result {
+                    Ok(Answered::Sandbox(sandbox)) => check::answered(&self.driver, sandbox)?,
+                    Ok(Answered::Forks { sandboxes, .. }) => {
+                        sandboxes.iter().try_for_each(|sandbox| check::answered(&self.driver, sandbox))?;
+                    }
+                    _ => {}
                 }
                 if let Some(client) = self.clients.answered(call, &result)? {
                     self.plan(client);
@@ -390,12 +406,24 @@ impl World {
             Effect::Forget { session, sandbox_id, epoch, .. } => {
                 self.send(session, Command::Forget { sandbox_id, epoch });
             }
-            Effect::PauseOnNode { .. }
-            | Effect::ResumeOnNode { .. }
-            | Effect::TakeSnapshot { .. }
-            | Effect::DropSnapshot { .. }
-            | Effect::PrepareTemplate { .. }
-            | Effect::DropTemplate { .. } => {}
+            Effect::PauseOnNode { session, sandbox_id, epoch, order, .. } => {
+                self.send(session, Command::Pause { sandbox_id, epoch, order });
+            }
+            Effect::ResumeOnNode { session, sandbox_id, epoch, order, .. } => {
+                self.send(session, Command::Resume { sandbox_id, epoch, order });
+            }
+            Effect::TakeSnapshot { session, snapshot_id, sandbox_id, epoch, .. } => {
+                self.send(session, Command::TakeSnapshot { snapshot_id, sandbox_id, epoch });
+            }
+            Effect::DropSnapshot { session, snapshot_id, .. } => {
+                self.send(session, Command::DropSnapshot { snapshot_id });
+            }
+            Effect::PrepareTemplate { session, template, .. } => {
+                self.send(session, Command::PrepareTemplate { template_id: template.id });
+            }
+            Effect::DropTemplate { session, template_id, .. } => {
+                self.send(session, Command::DropTemplate { template_id });
+            }
             Effect::CloseSession { session, .. } => self.break_session(session, false),
         }
         Ok(())

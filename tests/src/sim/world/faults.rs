@@ -10,6 +10,8 @@ pub(super) const GOOD_HABITS: Habits = Habits {
     replaces: true,
     start_ms: (50, 900),
     stop_ms: (10, 800),
+    save_fails: 0,
+    save_ms: (20, 900),
 };
 
 pub(super) fn habits(rng: &mut Rng) -> Habits {
@@ -21,6 +23,8 @@ pub(super) fn habits(rng: &mut Rng) -> Habits {
         replaces: rng.percent(50),
         start_ms: (50, rng.between((900, 9_000))),
         stop_ms: (10, rng.between((800, 9_000))),
+        save_fails: rng.between((0, 30)),
+        save_ms: (20, rng.between((900, 9_000))),
     }
 }
 
@@ -59,8 +63,9 @@ impl World {
     pub(super) fn beat(&mut self, node: usize, session: SessionId) {
         let host = &self.hosts[node];
         if host.up && host.session == Some(session) {
-            let list = host.sim.list();
-            self.say(session, Message::Heartbeat(list));
+            let sim = &host.sim;
+            let list = Message::Heartbeat(sim.list(), sim.list_snapshots(), sim.list_templates());
+            self.say(session, list);
             self.after(HEARTBEAT_MS, Next::Beat { node, session });
         }
     }
@@ -69,7 +74,8 @@ impl World {
     fn say(&mut self, session: SessionId, message: Message) {
         let Some(link) = self.links.get_mut(&session) else { return };
         let mut at = link.arrival(Direction::ToScheduler, self.now, &mut self.rng);
-        if self.stormy && matches!(message, Message::Report(_)) {
+        if self.stormy && matches!(message, Message::Report(_) | Message::Snapshot(_) | Message::Template(_))
+        {
             if self.rng.percent(5) {
                 return;
             }
@@ -85,11 +91,11 @@ impl World {
         let host = &mut self.hosts[link.node];
         let node = host.sim.id.clone();
         let event = match message {
-            Message::Heartbeat(statuses) => {
+            Message::Heartbeat(statuses, snapshots, templates) => {
                 if host.registered == Some(session) {
                     host.heard.push(self.now);
                 }
-                Event::Heartbeat { node, session, statuses, snapshots: Vec::new(), templates: Vec::new() }
+                Event::Heartbeat { node, session, statuses, snapshots, templates }
             }
             Message::Report(status) => {
                 let (sandbox_id, epoch, running) =
@@ -100,6 +106,8 @@ impl World {
                 }
                 Event::FirstByte { sandbox_id, epoch }
             }
+            Message::Snapshot(status) => Event::SnapshotReported { node, session, status },
+            Message::Template(status) => Event::TemplateReported { node, session, status },
             Message::Refused { sandbox_id, epoch, cause } => {
                 Event::Refused { node, session, sandbox_id, epoch, cause }
             }
