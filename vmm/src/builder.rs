@@ -135,7 +135,7 @@ pub fn build(
     let console = ConsoleBuffer::new(Arc::clone(&metrics)).map_err(host("make an eventfd"))?;
     let serial = attach_serial(&vm, console.clone())?;
     let files = Files { disks: descriptors.disks, nets: descriptors.nets, vsock: descriptors.vsock };
-    let devices = make_devices(config, files, &metrics)?;
+    let devices = make_devices(config, files, &memory, &metrics)?;
     let transports = attach_devices(&vm, devices, &memory, &metrics)?;
     let windows = windows(transports.len());
 

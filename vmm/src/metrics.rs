@@ -15,6 +15,11 @@ impl Count {
         self.add(1);
     }
 
+    /// For what goes up and down.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -27,6 +32,7 @@ pub struct Metrics {
     pub exits_mmio: Count,
     pub exits_other: Count,
     pub block: crate::devices::virtio::block::metrics::BlockMetrics,
+    pub balloon: crate::devices::virtio::balloon::metrics::BalloonMetrics,
     pub net: crate::devices::virtio::net::metrics::NetMetrics,
     pub vsock: crate::devices::virtio::vsock::metrics::VsockMetrics,
     pub rng: crate::devices::virtio::rng::metrics::RngMetrics,
@@ -41,6 +47,7 @@ impl Metrics {
     pub fn device_guest_errors(&self) -> u64 {
         self.block.guest_errors.get()
             + self.net.guest_errors.get()
+            + self.balloon.guest_errors.get()
             + self.vsock.guest_errors.get()
             + self.rng.guest_errors.get()
     }
@@ -60,6 +67,14 @@ impl Metrics {
             vsock_connections: self.vsock.connections.get(),
             guest_errors: self.guest_errors.get() + self.device_guest_errors(),
             console_dropped_bytes: self.console_dropped_bytes.get(),
+            net_received_bytes: self.net.received_bytes.get(),
+            net_transmitted_bytes: self.net.transmitted_bytes.get(),
+            net_dropped_frames: self.net.dropped.get(),
+            net_spoofed_frames: self.net.spoofed.get(),
+            throttled: self.block.throttled.get() + self.net.throttled.get(),
+            balloon_bytes: self.balloon.held_bytes.get(),
+            reported_bytes: self.balloon.reported_bytes.get(),
+            guest_available_bytes: self.balloon.available_bytes.get(),
         }
     }
 }

@@ -209,6 +209,29 @@ pub struct Counters {
     /// serial output that came faster than the console takes it
     #[serde(default)]
     pub console_dropped_bytes: u64,
+    /// frames without their virtio headers
+    #[serde(default)]
+    pub net_received_bytes: u64,
+    #[serde(default)]
+    pub net_transmitted_bytes: u64,
+    /// frames that did not reach the guest: its buffers were too short, or it had not agreed to their form
+    #[serde(default)]
+    pub net_dropped_frames: u64,
+    /// frames of the guest with another source address than its own; never sent
+    #[serde(default)]
+    pub net_spoofed_frames: u64,
+    /// how often a request or a frame had to wait for its rate
+    #[serde(default)]
+    pub throttled: u64,
+    /// what is in the balloon now
+    #[serde(default)]
+    pub balloon_bytes: u64,
+    /// free pages that the guest has reported and the host has taken back, counted each time
+    #[serde(default)]
+    pub reported_bytes: u64,
+    /// as the guest's balloon driver tells it, at most every few seconds; zero before it has
+    #[serde(default)]
+    pub guest_available_bytes: u64,
 }
 
 /// Why a VMM ended. Written to the exit file as one JSON object before the process exits.

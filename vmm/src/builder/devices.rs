@@ -6,6 +6,7 @@ use crate::devices::console::ConsoleBuffer;
 use crate::devices::platform::PlatformEvents;
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::device::Balloon;
 use crate::devices::virtio::block::device::Block;
 use crate::devices::virtio::mmio::{NOTIFY_OFFSET, Transport};
 use crate::devices::virtio::net::device::Net;
@@ -42,10 +43,11 @@ pub(super) struct Files {
     pub vsock: Option<UnixListener>,
 }
 
-/// In the order in which the guest finds them: disks, networks, sockets, entropy.
+/// In the order in which the guest finds them: disks, networks, sockets, balloon, entropy.
 pub(super) fn make_devices(
     config: &MachineConfig,
     files: Files,
+    memory: &GuestMemory,
     metrics: &Arc<Metrics>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
@@ -63,6 +65,9 @@ pub(super) fn make_devices(
         let prefix = vsock.guest_connect_prefix.clone();
         let device = VsockDevice::new(vsock.cid, listener, prefix, Arc::clone(metrics));
         devices.push(Box::new(device.map_err(host("set up vsock"))?));
+    }
+    if config.balloon {
+        devices.push(Box::new(Balloon::new(memory, Arc::clone(metrics))));
     }
     devices.push(Box::new(Rng::new(Arc::clone(metrics))));
     Ok(devices)

@@ -199,6 +199,7 @@ impl Works {
             (None, true) => MachineState::Paused,
             (None, false) => MachineState::Running,
         };
+        command::refresh(&self.transports);
         Status {
             state,
             version: env!("CARGO_PKG_VERSION").into(),

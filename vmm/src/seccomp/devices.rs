@@ -2,6 +2,7 @@
 
 use super::kvm::{in_and_out, out};
 use super::{Rule, When};
+use crate::devices::virtio::balloon::release::{OVER_FLAGS, OVER_PROTECTION};
 use crate::devices::virtio::net::tap::TUNSETOFFLOAD;
 use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};
 
@@ -100,6 +101,34 @@ pub(super) const RULES: &[Rule] = &[
     },
     Rule { call: libc::SYS_readv, when: &[], why: "frames of a tap into guest memory" },
     Rule { call: libc::SYS_writev, when: &[], why: "frames of the guest to a tap" },
+    Rule {
+        call: libc::SYS_mmap,
+        when: &[
+            When::Is { argument: 2, value: OVER_PROTECTION as u64 },
+            When::Is { argument: 3, value: OVER_FLAGS as u64 },
+        ],
+        why: "fresh memory in place of pages that the guest gave back",
+    },
+    Rule {
+        call: libc::SYS_madvise,
+        when: &[When::Is { argument: 2, value: libc::MADV_REMOVE as u64 }],
+        why: "shared memory that the guest gave back",
+    },
+    Rule {
+        call: libc::SYS_madvise,
+        when: &[When::Is { argument: 2, value: libc::MADV_DONTDUMP as u64 }],
+        why: "fresh guest memory is in no core dump",
+    },
+    Rule {
+        call: libc::SYS_madvise,
+        when: &[When::Is { argument: 2, value: libc::MADV_HUGEPAGE as u64 }],
+        why: "fresh guest memory asks for huge pages, as the rest of it",
+    },
+    Rule {
+        call: libc::SYS_madvise,
+        when: &[When::Is { argument: 2, value: libc::MADV_POPULATE_READ as u64 }],
+        why: "pages given back are seen to be zero, not those of a snapshot's file",
+    },
     Rule { call: libc::SYS_timerfd_settime, when: &[], why: "deadlines of vsock connections, rates" },
     Rule { call: libc::SYS_close, when: &[], why: "connections that ended" },
 ];

@@ -23,6 +23,8 @@ pub enum Command {
     SetBalloon {
         target_bytes: u64,
     },
+    /// the host wants to know how the guest does
+    Refresh,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +57,13 @@ pub fn answer(transports: &[Arc<Transport>], request: &Request) -> Option<Respon
             Response::Error { message: format!("the machine has no {} {index}", kind_name(kind).0) }
         }
     })
+}
+
+/// Asks the guest how it does. What it says is in the counters when it has answered.
+pub fn refresh(transports: &[Arc<Transport>]) {
+    for transport in transports.iter().filter(|transport| transport.kind() == TYPE_BALLOON) {
+        transport.command(Command::Refresh);
+    }
 }
 
 fn set_rate(rate: &SetRate) -> (u32, usize, Command) {

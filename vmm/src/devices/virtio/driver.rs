@@ -184,6 +184,18 @@ impl Driven {
         driven
     }
 
+    /// Over memory of the test's own, through the whole initialisation, which must succeed.
+    pub fn over_with(
+        memory: GuestMemory,
+        device: Box<dyn VirtioDevice>,
+        metrics: Arc<Metrics>,
+        features: u64,
+    ) -> Self {
+        let driven = Self::fresh(memory, device, metrics);
+        driven.initialise(features);
+        driven
+    }
+
     /// The same over `memory`, which reaches from 0 past the rings at 1 MiB.
     pub fn over(memory: GuestMemory, device: Box<dyn VirtioDevice>, metrics: Arc<Metrics>) -> Self {
         let driven = Self::fresh(memory, device, metrics);

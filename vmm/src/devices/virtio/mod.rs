@@ -3,6 +3,7 @@
 //! Each device is a state machine over guest memory: `device` holds its state and configuration space, `events`
 //! what it does when the driver kicks a queue or the host has something for it, `metrics` what it counts.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod command;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 pub enum DeviceState {
     Block(super::block::persist::BlockState),
+    Balloon(super::balloon::persist::BalloonState),
     Net(super::net::persist::NetState),
     Rng,
     Vsock(super::vsock::persist::VsockState),
