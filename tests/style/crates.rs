@@ -41,7 +41,7 @@ const NEVER_LINKED: &[(&str, &[&str], &str)] = &[
 ];
 
 /// Crates with unsafe code: they talk to the kernel in ways that no library wraps, or have none below them.
-const MAY_BE_UNSAFE: &[&str] = &["vmm", "jailer", "guest-agent", "evil-guest"];
+const MAY_BE_UNSAFE: &[&str] = &["vmm", "jailer", "guest-agent", "evil-guest", "bench"];
 
 fn short(name: &str) -> &str {
     name.strip_prefix("pinfold-").unwrap_or(name)

@@ -20,6 +20,8 @@ pub struct Resident {
     pub vmm_private: u64,
     /// the VMM's program and libraries
     pub vmm_file: u64,
+    /// its share of those, of the pages that others map too
+    pub vmm_file_proportional: u64,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +63,7 @@ fn sum(text: &str, guest_bytes: u64) -> Result<Resident> {
             total.vmm_private += mapping.anonymous;
             if mapping.of_file {
                 total.vmm_file += shared;
+                total.vmm_file_proportional += mapping.proportional.saturating_sub(mapping.anonymous);
             }
         }
     }
@@ -132,6 +135,7 @@ mod tests {
     const TEXT: &str = "\
 55d000000000-55d000100000 r-xp 00000000 08:01 42   /bin/vmm
 Rss:                 512 kB
+Pss:                 128 kB
 Anonymous:             0 kB
 55d000200000-55d000210000 rw-p 00100000 08:01 42   /bin/vmm
 Rss:                  64 kB
@@ -162,6 +166,7 @@ VmFlags: rd wr mr
         assert_eq!(used.guest_proportional, (1024 + 1024 + 4096) * 1024);
         assert_eq!(used.vmm_private, (16 + 32) * 1024);
         assert_eq!(used.vmm_file, (512 + 48) * 1024);
+        assert_eq!(used.vmm_file_proportional, 128 * 1024);
     }
 
     #[test]
