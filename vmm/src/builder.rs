@@ -25,7 +25,7 @@ use crate::vcpu::Vcpu;
 use crate::vcpu::cpuid::{CpuidError, Template};
 use crate::vcpu::registers::RegisterError;
 use crate::vcpu::state;
-use crate::{generation, layout, seccomp, signals};
+use crate::{layout, seccomp, signals};
 use devices::{Files, attach_devices, attach_platform, attach_serial, make_devices, windows};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
@@ -140,14 +140,8 @@ pub fn build(
     let windows = windows(transports.len());
 
     let platform = attach_platform(&vm)?;
-    let generation = generation::fresh().map_err(host("get random numbers"))?;
-    generation::write(&memory, generation).map_err(BuildError::Acpi)?;
-    let kernel = Kernel {
-        kernel: descriptors.kernel.as_ref(),
-        initrd: descriptors.initrd.as_ref(),
-        windows: &windows,
-    };
-    let entry = start.load(config, &memory, &kernel)?;
+    let (kernel, initrd) = (descriptors.kernel.as_ref(), descriptors.initrd.as_ref());
+    let entry = start.load(config, &memory, &Kernel { kernel, initrd, windows: &windows })?;
     timing.kernel_loaded_us = micros_since(began);
 
     let bus = Arc::new(Bus::new(serial, transports.clone(), Arc::clone(&ending), Arc::clone(&metrics)));

@@ -7,6 +7,7 @@ use crate::descriptors::RestoreDescriptors;
 use crate::devices::bus::Bus;
 use crate::devices::platform::PlatformEvents;
 use crate::devices::virtio::mmio::Transport;
+use crate::generation;
 use crate::machine::Begin;
 use crate::memory::{self, GuestMemory};
 use crate::snapshot::manifest::{Saved, Wanted};
@@ -78,13 +79,16 @@ impl Start {
         }
     }
 
-    /// Puts kernel and tables into memory, where there are none yet.
+    /// Puts a new generation into memory, and kernel and tables where there are none yet.
     pub fn load(
         &self,
         config: &MachineConfig,
         memory: &GuestMemory,
         files: &Kernel<'_>,
     ) -> Result<Option<Entry>, BuildError> {
+        // of its own, also for a machine that goes on from another's memory
+        let generation = generation::fresh().map_err(host("get random numbers"))?;
+        generation::write(memory, generation).map_err(BuildError::Acpi)?;
         if matches!(self, Self::Restored(_)) {
             return Ok(None);
         }
