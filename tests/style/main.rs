@@ -21,6 +21,7 @@ mod rust;
 mod sizes;
 mod text;
 mod tree;
+mod unsafety;
 mod wire;
 
 /// Places where a rule is broken.

@@ -12,6 +12,7 @@ use std::process::Command;
 const O_NONBLOCK: i32 = 0o4000;
 
 fn main() {
+    // SAFETY: the jailer's test passes this descriptor, and nothing else uses it.
     let mut out = unsafe { File::from_raw_fd(3) };
     let arguments: Vec<String> = std::env::args().collect();
     let mut entries: Vec<String> = std::fs::read_dir("/")
@@ -41,6 +42,7 @@ fn main() {
     }
     out.write_all((lines.join("\n") + "\n").as_bytes()).expect("write");
     drop(out);
+    // SAFETY: the same.
     let mut wait = unsafe { File::from_raw_fd(4) };
     wait.read_to_end(&mut Vec::new()).expect("wait");
 }
