@@ -72,7 +72,11 @@ pub const ALL: &[Case] = &[
     case("G20", "packets with wrong headers, past their credit", &[(Fault, "vsock"), (Broken, "vsock")]),
     case("G21", "ports of the host that nobody listens on", &[(Limited, "vsock")]),
     case("G24", "disk requests past the end, of wrong size and kind", &[(Fault, "disk0")]),
-    case("G26", "balloon: frames that are none, twice, in use; lies", &[]),
+    case(
+        "G26",
+        "balloon: frames that are none, twice, in use; lies",
+        &[(Fault, "balloon"), (Broken, "balloon")],
+    ),
     case("G27", "all of memory written at full speed", &[]),
     case("G28", "writes to the image that all share", &[(Fault, "disk1")]),
     Case { told: &[(Panic, "machine")], ..ends("G30", "panic by its device", ExitReason::GuestPanic) },

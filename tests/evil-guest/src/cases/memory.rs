@@ -8,6 +8,7 @@ use crate::{Outcome, cpu};
 const PAGE_BYTES: u64 = 4096;
 /// Page frame numbers of one request.
 const FRAMES: u64 = 1024;
+const GLANCE_TICKS: u64 = 1 << 26;
 const LIST: u64 = DATA + (2 << 20);
 
 pub fn touch_everything() -> Outcome {
@@ -24,8 +25,16 @@ pub fn touch_everything() -> Outcome {
 
 fn send_frames(window: Window, ring: Ring, frames: u64, device_writes: bool) {
     ring.write(0, LIST, (4 * frames) as u32, if device_writes { WRITE } else { 0 }, 0);
+    send(window, ring);
+}
+
+/// A balloon keeps a buffer for statistics until it wants some: what does not come back soon is left there.
+fn send(window: Window, ring: Ring) {
     ring.send(0);
-    if !ring.settle() || window.status() & NEEDS_RESET != 0 {
+    let wanted = ring.available_index();
+    let taken =
+        cpu::wait_until(GLANCE_TICKS, || ring.used_index() == wanted || window.status() & NEEDS_RESET != 0);
+    if !taken || window.status() & NEEDS_RESET != 0 {
         window.start();
     }
 }
@@ -54,10 +63,7 @@ pub fn balloon() -> Outcome {
         send_frames(window, ring, FRAMES, false);
         for bytes in [0, 1, 3, 1 << 20] {
             ring.write(0, LIST, bytes, 0, 0);
-            ring.send(0);
-            if !ring.settle() {
-                window.start();
-            }
+            send(window, ring);
         }
         // reported as free: what is in use, what is no memory, huge, and in one chain
         for (address, bytes) in
@@ -65,10 +71,7 @@ pub fn balloon() -> Outcome {
         {
             ring.write(0, address, bytes, NEXT | WRITE, 1);
             ring.write(1, LIST, 4096, WRITE, 0);
-            ring.send(0);
-            if !ring.settle() {
-                window.start();
-            }
+            send(window, ring);
         }
     }
     // statistics that are lies
