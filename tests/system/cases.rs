@@ -7,6 +7,7 @@ mod life;
 mod limits;
 mod processes;
 mod refusals;
+mod snapshots;
 
 use crate::context::Context;
 use anyhow::Result;
@@ -50,6 +51,9 @@ cases! {
         what_a_kernel_permits_hurts_itself_alone, workload_reaches_no_port_of_the_host;
     refusals: bad_specs_are_refused, request_id_is_idempotent, what_no_node_can_hold_is_refused_at_once,
         exec_needs_a_running_sandbox, full_fleet_lets_wait;
+    snapshots: pause_gives_memory_back_and_resume_brings_all_back within 400 s,
+        paused_sandbox_outlives_its_agent_and_can_be_deleted within 400 s,
+        forks_go_on_apart_from_one_instant within 400 s, create_from_a_template_is_a_restore within 400 s;
     bad_starts: kernel_that_is_none, initramfs_that_panics, root_image_that_is_cut;
     life: nothing_is_left_at_the_end;
 }
