@@ -79,7 +79,9 @@ pub async fn pause_gives_memory_back_and_resume_brings_all_back(context: Context
     context.in_node("! pidof pinfold-vmm").await?;
     context.in_node(&format!("! ls -d /sys/fs/cgroup/pinfold/{id}")).await?;
     let paused_mib = free_mib(&context).await?;
-    println!("    free memory of the node: {running_mib} MiB while it ran, {paused_mib} MiB while it is paused");
+    println!(
+        "    free memory of the node: {running_mib} MiB while it ran, {paused_mib} MiB while it is paused"
+    );
     ensure!(paused_mib >= running_mib + FILLED_MIB, "{running_mib} MiB, then {paused_mib} MiB");
     let refused = context.shell(id, "true").await.err().context("a paused sandbox ran a command")?;
     ensure!(format!("{refused:#}").contains("paused"), "{refused:#}");
@@ -144,8 +146,7 @@ pub async fn forks_go_on_apart_from_one_instant(context: Context) -> Result<()> 
     // the source goes on, and what it does now is not in the snapshot
     counts_on(&context, source, before).await?;
     context.shell(source, "echo later > /root/file").await?;
-    let (forks, _) =
-        context.client.fork(ForkOf::Snapshot(snapshot.id), 3, ForkOptions::default()).await?;
+    let (forks, _) = context.client.fork(ForkOf::Snapshot(snapshot.id), 3, ForkOptions::default()).await?;
     let mut seen = vec![identity(&context, source).await?];
     for fork in &forks {
         let fork = context.client.wait_running(fork.id, START_LIMIT).await?;
