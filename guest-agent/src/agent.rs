@@ -55,6 +55,8 @@ pub mod limits {
     pub const OUTPUT_SILENCE: Duration = Duration::from_millis(200);
     /// from SIGKILL to the end of the last process, at shutdown
     pub const KILL: Duration = Duration::from_secs(5);
+    /// between SIGTERM and SIGKILL when the power button is pressed
+    pub const POWER_BUTTON_GRACE: Duration = Duration::from_secs(5);
     /// longest grace that a shutdown may ask for
     pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(300);
     /// for the streams that are open at a shutdown to end

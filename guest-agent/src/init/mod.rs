@@ -22,6 +22,7 @@ use crate::console::{self, Fatal};
 use crate::{server, shutdown, tasks};
 use pinfold_proto::limits::GUEST_PORT;
 use std::os::fd::OwnedFd;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::StreamExt;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
 
@@ -79,6 +80,17 @@ fn run() -> Result<OwnedFd, Fatal> {
                 .is_ok_and(|stream| stream.peer_addr().is_ok_and(|peer| peer.cid() == VMADDR_CID_HOST))
         });
         console::note("serving");
+        let mut power_button =
+            signal(SignalKind::terminate()).map_err(Fatal::internal("cannot listen for the power button"))?;
+        let pressed = agent.clone();
+        tasks::spawn("power button", async move {
+            // the kernel's ACPI power button is a SIGTERM to PID 1 (`ACPI_TINY_POWER_BUTTON_SIGNAL`)
+            if power_button.recv().await.is_some()
+                && let Err(cause) = shutdown::stop_workload(pressed, limits::POWER_BUTTON_GRACE).await
+            {
+                console::say(format_args!("no clean stop: {}", cause.message));
+            }
+        });
         tasks::spawn("hello", hello::say());
         server::serve(agent, from_host).await.map_err(Fatal::internal("cannot serve"))?;
         // the last answer is in the kernel's hands; the host must have it before the machine ends

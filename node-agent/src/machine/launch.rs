@@ -160,7 +160,10 @@ fn machine_config(plan: &LaunchPlan) -> MachineConfig {
         memory_backing: MemoryBacking::default(),
         cpu_template: CpuTemplate::default(),
         cmdline: kernel.map(|kernel| kernel.cmdline.clone()).unwrap_or_default(),
-        mmio_on_cmdline: kernel.is_some_and(|kernel| kernel.mmio_on_cmdline),
+        mmio_on_cmdline: match &plan.start {
+            Start::Boot(kernel) => kernel.mmio_on_cmdline,
+            Start::Restore(restore) => restore.mmio_on_cmdline,
+        },
         disks: vec![
             Disk { serial: "root".to_owned(), file: ROOT_IMAGE, read_only: true, rate: RateLimit::default() },
             Disk { serial: "disk".to_owned(), file: DISK, read_only: false, rate: RateLimit::default() },
@@ -278,6 +281,7 @@ mod tests {
             memory: directory.path().join("memory"),
             working_set: Some(directory.path().join("working-set")),
             key: SnapshotKey::generate().unwrap(),
+            mmio_on_cmdline: false,
             paused: true,
         });
         let restored = LaunchPlan { start: restored, ..boot.clone() };

@@ -60,6 +60,7 @@ pub struct Restore {
     /// pages to have in place before the guest goes on
     pub working_set: Option<PathBuf>,
     pub key: SnapshotKey,
+    pub mmio_on_cmdline: bool,
     /// the guest does not run before [`Machine::resume`]
     pub paused: bool,
 }

@@ -241,6 +241,7 @@ impl Prepared {
             memory: saved.memory(),
             working_set: saved.working_set(),
             key: host.catalog.key().clone(),
+            mmio_on_cmdline: saved.manifest.mmio_on_cmdline,
             paused,
         };
         let plan = LaunchPlan {

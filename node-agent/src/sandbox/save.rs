@@ -112,6 +112,12 @@ fn subject(context: &Context) -> Result<Subject, Cause> {
     let assignment = context.ledger.assignment();
     let image = context.host.images.root_image(&assignment.spec.image).map_err(image_cause)?;
     let image = FileIdentity::of(&assignment.spec.image, &image).map_err(host_cause)?;
-    let source = assignment.id.to_string();
-    Ok(Subject { tenant: assignment.tenant, source, spec: assignment.spec, image })
+    let kernel = context.host.images.kernel(assignment.spec.kernel.as_deref()).map_err(image_cause)?;
+    Ok(Subject {
+        tenant: assignment.tenant,
+        source: assignment.id.to_string(),
+        spec: assignment.spec,
+        image,
+        mmio_on_cmdline: kernel.mmio_on_cmdline,
+    })
 }

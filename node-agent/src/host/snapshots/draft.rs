@@ -26,6 +26,7 @@ pub struct Subject {
     pub source: String,
     pub spec: SandboxSpec,
     pub image: FileIdentity,
+    pub mmio_on_cmdline: bool,
 }
 
 impl Draft {
@@ -95,6 +96,7 @@ impl Draft {
             memory_mib: crate::sandbox::policy::memory_mib(&subject.spec),
             disk_bytes: subject.spec.resources.disk_bytes,
             image: subject.image.clone(),
+            mmio_on_cmdline: subject.mmio_on_cmdline,
             state_bytes,
             sizes: sizes(&directory, self.has_disk)?,
             created_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),

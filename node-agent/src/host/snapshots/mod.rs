@@ -47,6 +47,9 @@ pub struct Manifest {
     pub disk_bytes: u64,
     /// the root image that the guest has mounted
     pub image: FileIdentity,
+    /// whether its kernel found its devices on the command line: a machine that is restored has to be made the same way
+    #[serde(default)]
+    pub mmio_on_cmdline: bool,
     /// bytes of the state file
     pub state_bytes: u64,
     /// bytes of data

@@ -18,7 +18,7 @@ pub fn subject(image: &Path) -> Subject {
     spec.resources.memory_bytes = 96 << 20;
     spec.resources.disk_bytes = 16 << 20;
     let image = FileIdentity::of("base", image).unwrap();
-    Subject { tenant: "default".into(), source: "a sandbox".into(), spec, image }
+    Subject { tenant: "default".into(), source: "a sandbox".into(), spec, image, mmio_on_cmdline: false }
 }
 
 struct Bench {

@@ -184,7 +184,8 @@ fn saving(held: &[&str], phase: Phase, saved: bool, change: impl FnOnce(&mut Rec
         std::io::Write::write_all(&mut state, b"state").unwrap();
         memory.set_len(spec.resources.memory_bytes).unwrap();
         let image = FileIdentity::of("base", &left.host.images.root_image("base").unwrap()).unwrap();
-        let subject = Subject { tenant: "default".into(), source: ID.into(), spec, image };
+        let subject =
+            Subject { tenant: "default".into(), source: ID.into(), spec, image, mmio_on_cmdline: false };
         draft.publish(&subject).unwrap();
     }
     left
