@@ -12,7 +12,7 @@ use clap::Parser;
 use pinfold_vmm_api::console::Reader;
 use pinfold_vmm_api::control::{ExitRecord, Request, Response, SnapshotKind, SnapshotRequest};
 use pinfold_vmm_api::{
-    CpuTemplate, Disk, MachineConfig, MemoryBacking, RateLimit, Restore, RestoreMemory, Vsock,
+    CpuTemplate, Disk, MachineConfig, MemoryBacking, Net, RateLimit, Restore, RestoreMemory, Vsock,
 };
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -59,6 +59,14 @@ struct Arguments {
     /// listen for guest connections to this vsock port and send back what comes
     #[arg(long)]
     listen: Option<u32>,
+    /// a tap of this name, made and brought up beforehand; the guest's address is 02:00:00:00:00:01
+    #[arg(long)]
+    tap: Option<String>,
+    #[arg(long)]
+    balloon: bool,
+    /// then ask for so much of the guest's memory, and for the status a second later
+    #[arg(long)]
+    balloon_mib: Option<u64>,
     /// then ask the VMM to end
     #[arg(long)]
     kill: bool,
@@ -126,8 +134,16 @@ fn config(arguments: &Arguments, passed: &mut Vec<OwnedFd>) -> anyhow::Result<Ma
         cmdline: arguments.cmdline.clone(),
         mmio_on_cmdline: arguments.mmio_on_cmdline,
         disks,
-        nets: Vec::new(),
-        balloon: false,
+        nets: match &arguments.tap {
+            Some(name) => vec![Net {
+                tap: inherit(open_tap(name)?, passed)?,
+                mac: [2, 0, 0, 0, 0, 1],
+                receive_rate: RateLimit::default(),
+                transmit_rate: RateLimit::default(),
+            }],
+            None => Vec::new(),
+        },
+        balloon: arguments.balloon,
         vsock: Some(Vsock {
             cid: 3,
             listener: inherit(listen(&directory.join("vsock"))?, passed)?,
@@ -196,6 +212,12 @@ fn at_mark(arguments: &Arguments) -> anyhow::Result<()> {
         println!("[boot] {:?}", ask(&control, &Request::Pause)?);
         println!("[boot] {:?}", snapshot(&control, to, SnapshotKind::Diff)?);
         println!("[boot] {:?}", ask(&control, &Request::Resume)?);
+    }
+    if let Some(mib) = arguments.balloon_mib {
+        let request = Request::SetBalloon { target_bytes: mib << 20 };
+        println!("[boot] {:?}", ask(&control, &request)?);
+        std::thread::sleep(Duration::from_secs(3));
+        println!("[boot] {:?}", ask(&control, &Request::Status)?);
     }
     if arguments.kill {
         println!("[boot] {:?}", ask(&control, &Request::Kill)?);
@@ -270,6 +292,22 @@ fn echo_server(path: &Path) -> anyhow::Result<()> {
         }
     });
     Ok(())
+}
+
+/// Attaches to a tap: TUNSETIFF with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR.
+fn open_tap(name: &str) -> anyhow::Result<File> {
+    const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+    let tap = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: all zeroes is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (slot, byte) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *slot = byte as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = 0x0002 | 0x1000 | 0x4000;
+    // SAFETY: TUNSETIFF reads and writes one ifreq.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETIFF, &mut request) };
+    anyhow::ensure!(result == 0, "the tap {name}: {}", std::io::Error::last_os_error());
+    Ok(tap)
 }
 
 fn open(path: &PathBuf) -> anyhow::Result<File> {
