@@ -67,6 +67,9 @@ struct Arguments {
     /// then ask for so much of the guest's memory, and for the status a second later
     #[arg(long)]
     balloon_mib: Option<u64>,
+    /// then press the power button
+    #[arg(long)]
+    power_button: bool,
     /// then ask the VMM to end
     #[arg(long)]
     kill: bool,
@@ -218,6 +221,9 @@ fn at_mark(arguments: &Arguments) -> anyhow::Result<()> {
         println!("[boot] {:?}", ask(&control, &request)?);
         std::thread::sleep(Duration::from_secs(3));
         println!("[boot] {:?}", ask(&control, &Request::Status)?);
+    }
+    if arguments.power_button {
+        println!("[boot] {:?}", ask(&control, &Request::PowerButton)?);
     }
     if arguments.kill {
         println!("[boot] {:?}", ask(&control, &Request::Kill)?);
