@@ -1,6 +1,7 @@
 //! The cases, by what they are about. Each is an async function that fails with an error or a panic.
 
 mod bad_starts;
+mod confinement;
 mod files;
 mod hostile;
 mod life;
@@ -54,6 +55,7 @@ cases! {
     snapshots: pause_gives_memory_back_and_resume_brings_all_back within 400 s,
         paused_sandbox_outlives_its_agent_and_can_be_deleted within 400 s,
         forks_go_on_apart_from_one_instant within 400 s, create_from_a_template_is_a_restore within 400 s;
+    confinement: every_seccomp_rule_is_used within 240 s;
     bad_starts: kernel_that_is_none, initramfs_that_panics, root_image_that_is_cut;
     life: nothing_is_left_at_the_end;
 }

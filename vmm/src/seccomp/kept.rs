@@ -1,11 +1,19 @@
 //! Rules that a machine which does well never uses, and why they stay all the same. The test that finds rules without a
 //! use (`tests/system`) takes these as explained; everything else must be seen in use, or go.
 
+use super::kvm::out;
 use super::{Rule, Thread, When};
+use kvm_bindings::kvm_pit_state2;
 
 const ABORT: &str = "a thread that panics or aborts says so before the process ends";
-const ALLOCATOR: &str = "what the allocator does depends on how much is asked of it, and when";
-const SNAPSHOT: &str = "used while a machine is saved";
+const ALLOCATOR: &str =
+    "what the allocator and the balloon do depends on how much is asked of them, and when";
+const NETWORK: &str = "a machine with a network device";
+
+/// KVM_GET_PIT2
+const PIT: u64 = out::<kvm_pit_state2>(0x9f);
+/// linux/if_tun.h
+const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 
 pub(super) fn reason(thread: Thread, rule: &Rule) -> Option<&'static str> {
     match rule.call {
@@ -28,14 +36,14 @@ fn rare(thread: Thread, rule: &Rule) -> Option<&'static str> {
             Some("clocks are read without a call where the host has a vDSO for them")
         }
         (_, libc::SYS_rt_sigreturn) => Some("a pause interrupts a thread only when it is in the guest"),
-        (Thread::Devices, libc::SYS_tgkill) => Some("a pause"),
         (Thread::Devices, libc::SYS_epoll_wait | libc::SYS_epoll_pwait) => {
             Some("which of the two it is, the C library decides")
         }
         (Thread::Devices, libc::SYS_mincore) => Some("a jail without a procfs"),
-        (Thread::Devices, libc::SYS_recvmsg | libc::SYS_ftruncate | libc::SYS_lseek) => Some(SNAPSHOT),
-        (Thread::Devices, libc::SYS_ioctl) if !is(rule, 1, 0x5421) => Some(SNAPSHOT),
-        (Thread::Vcpu, libc::SYS_ioctl) if !is(rule, 1, 0xae80) => Some(SNAPSHOT),
+        (Thread::Devices, libc::SYS_lseek) => Some("a restored machine that is saved again"),
+        (Thread::Devices, libc::SYS_ioctl) if is(rule, 1, PIT) => Some("a machine with an interval timer"),
+        (Thread::Devices, libc::SYS_ioctl) if is(rule, 1, TUNSETOFFLOAD) => Some(NETWORK),
+        (Thread::Devices, libc::SYS_readv | libc::SYS_writev) => Some(NETWORK),
         (Thread::Worker, _) => Some("a host without io_uring"),
         _ => None,
     }
