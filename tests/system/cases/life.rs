@@ -35,10 +35,10 @@ fn check_timeline(kernel: &str, sandbox: &Sandbox) -> Result<()> {
 async fn check_vmm_memory(context: &Context) -> Result<()> {
     /// of which the program itself is a third
     const LIMIT_KIB: u64 = 8 * 1024;
-    // the guest's memory is the only large mapping
-    let script = "p=$(pidof pinfold-vmm | cut -d' ' -f1); awk '/^Size:/ {guest = $2 >= 131072} \
-                  /^Rss:/ {if (guest) g += $2; else r += $2} /^Anonymous:/ {if (!guest) a += $2} \
-                  END {print r, a, g}' /proc/$p/smaps";
+    // The guest's memory is what is never in a core dump (MADV_DONTDUMP): several mappings, where a kernel's file shows in it.
+    let script = "p=$(pidof pinfold-vmm | cut -d' ' -f1); awk '/^Rss:/ {r = $2} /^Anonymous:/ {a = $2} \
+                  /^VmFlags:/ {if (/ dd/) guest += r; else {own += r; private += a}} \
+                  END {print own, private, guest}' /proc/$p/smaps";
     let output = context.in_node(script).await?;
     let numbers: Vec<u64> = output.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
     let [resident, anonymous, guest] = numbers[..] else { bail!("not understood: {output:?}") };

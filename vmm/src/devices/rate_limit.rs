@@ -119,9 +119,14 @@ impl Gate {
         })
     }
 
-    /// From now on this limit, with full buckets.
+    /// From now on this limit, with full buckets. What waits is to be tried again: the timer of the old limit, which may be
+    /// far off, is no more.
     pub fn set(&mut self, limit: RateLimit) {
         self.limiter = Limiter::new(limit, self.now());
+        if std::mem::take(&mut self.timer_runs) {
+            // one that fires all the same wakes the device for nothing, once
+            let _ = self.timer.clear();
+        }
     }
 
     /// Whether a request with so many bytes may go. If not, the timer runs until it may.

@@ -12,6 +12,11 @@ const NOT_EXECUTABLE: When = When::Without { argument: 2, bits: libc::PROT_EXEC 
 
 pub(super) const RULES: &[Rule] = &[
     Rule { call: libc::SYS_futex, when: &[], why: "locks and barriers between the threads" },
+    Rule {
+        call: libc::SYS_sched_yield,
+        when: &[],
+        why: "a channel whose two ends meet lets the other go first",
+    },
     Rule { call: libc::SYS_write, when: &[], why: "eventfds; the last words of a panic on standard error" },
     Rule {
         call: libc::SYS_pwrite64,

@@ -32,6 +32,7 @@ pub(super) fn reason(thread: Thread, rule: &Rule) -> Option<&'static str> {
 
 fn rare(thread: Thread, rule: &Rule) -> Option<&'static str> {
     match (thread, rule.call) {
+        (_, libc::SYS_sched_yield) => Some("two threads meet at one slot of a channel within nanoseconds"),
         (_, libc::SYS_clock_gettime) => {
             Some("clocks are read without a call where the host has a vDSO for them")
         }

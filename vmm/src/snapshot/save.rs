@@ -89,6 +89,8 @@ pub enum SaveError {
     NoParent,
     #[error("since the last snapshot nobody followed what changes: take one of kind full_tracked")]
     Untracked,
+    #[error("changes can be followed in private memory of small pages only, not in a memfd or in huge pages")]
+    Backing,
     #[error("the state cannot be encoded: {0}")]
     Encode(String),
 }
@@ -101,6 +103,9 @@ pub fn full(
     memory: &File,
     track: bool,
 ) -> Result<(Written, History), SaveError> {
+    if track && !can_be_followed(subject.memory) {
+        return Err(SaveError::Backing);
+    }
     let saved = describe(subject, Contents::Full)?;
     let keepsake = subject.keepsake;
     let memory_data_bytes = memory::write_full(
@@ -147,6 +152,11 @@ pub fn diff(
     };
     let history = History { last: Some(saved.manifest.id), tracked };
     Ok((Written { state_bytes, memory_data_bytes }, history))
+}
+
+/// Linux has no soft-dirty bits for hugetlbfs, and those of shared memory go with a page that is swapped out.
+fn can_be_followed(memory: &GuestMemory) -> bool {
+    memory.iter().all(|region| region.flags() & (libc::MAP_SHARED | libc::MAP_HUGETLB) == 0)
 }
 
 impl Keepsake {

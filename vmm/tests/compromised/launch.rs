@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use pinfold_vmm_api::config::{CpuTemplate, MemoryBacking};
 use pinfold_vmm_api::jail::{JailLimits, JailOutcome};
 use pinfold_vmm_api::{JailConfig, MachineConfig, PassedFd};
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -81,10 +82,18 @@ pub fn run(bench: &Bench, layers: Layers, thread: &str, attempt: &Attempt) -> Ou
     let pid = if layers.jail { jailed(bench, files, arguments) } else { unjailed(bench, files, arguments) };
     let said = read(&mut report, pid);
     let status = waitpid(pid, None).expect("its end");
+    unlink_queue(pid);
     judge(&said, status, attempt).unwrap_or_else(|| {
         let record = std::io::read_to_string(record).unwrap_or_default();
         panic!("{}: said {said:?}, {status:?}, {record}", attempt.name)
     })
+}
+
+/// A message queue that an attempt has made outlives it where no namespace of its own ends with it.
+fn unlink_queue(pid: Pid) {
+    let name = CString::new(format!("pinfold{pid}")).expect("no NUL");
+    // SAFETY: the name ends in NUL; mostly there is no such queue, which is an error that changes nothing.
+    unsafe { libc::syscall(libc::SYS_mq_unlink, name.as_ptr()) };
 }
 
 fn judge(said: &str, status: WaitStatus, attempt: &Attempt) -> Option<Outcome> {

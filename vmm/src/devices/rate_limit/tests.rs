@@ -143,3 +143,17 @@ fn a_gate_tells_when_to_go_on_and_can_be_set_anew() {
     gate.set(RateLimit::default());
     assert!(gate.pass(0), "the limit is gone");
 }
+
+#[test]
+fn a_gate_that_is_set_anew_forgets_how_long_the_old_limit_would_have_waited() {
+    let mut gate = Gate::new(RateLimit { bytes: None, operations: Some(bucket(1, 1, 0)) }).expect("a timer");
+    assert!(gate.pass(0));
+    gate.set(RateLimit { bytes: Some(bucket(1, 1, 0)), operations: None });
+    assert!(!gate.pass(u64::MAX >> 32), "it would wait for a century");
+    gate.set(RateLimit { bytes: None, operations: Some(bucket(50, 1, 0)) });
+    assert!(gate.pass(0));
+    assert!(!gate.pass(0));
+    let mut poll = libc::pollfd { fd: gate.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd, valid for writes.
+    assert_eq!(unsafe { libc::poll(&mut poll, 1, 10_000) }, 1, "the timer of the new limit fires");
+}

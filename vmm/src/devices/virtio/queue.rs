@@ -40,6 +40,12 @@ impl VirtQueue {
         Self { ring, indirect: false, asked_at: 0 }
     }
 
+    /// A ring as it was saved: the driver has been asked about all that was given back until then.
+    pub fn restore(&mut self, ring: Queue) {
+        self.asked_at = ring.next_used();
+        self.ring = ring;
+    }
+
     /// What the driver agreed on that concerns the ring itself (virtio 1.2, 2.7.5.3 and 2.7.7).
     pub fn set_features(&mut self, event_idx: bool, indirect: bool) {
         self.ring.set_event_idx(event_idx);

@@ -85,6 +85,10 @@ impl Slots {
         self.on_the_way < self.pending.len()
     }
 
+    pub fn is_flushing(&self) -> bool {
+        self.pending.iter().flatten().any(|pending| pending.kind == Kind::Flush)
+    }
+
     /// Whether a chain with this head is on the way. Heads are below the size of the queue, 256.
     pub fn has_head(&self, head: u16) -> bool {
         self.heads[usize::from(head / 64) % 4] >> (head % 64) & 1 == 1

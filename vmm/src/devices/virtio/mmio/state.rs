@@ -143,7 +143,7 @@ impl State {
             if ring.ready() && !ring.is_valid(&self.memory) {
                 return Err(wrong("it is not in guest memory"));
             }
-            *queue.ring_mut() = ring;
+            queue.restore(ring);
         }
         self.status = saved.status;
         self.device_features_page = saved.device_features_page;

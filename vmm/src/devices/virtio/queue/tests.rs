@@ -70,6 +70,23 @@ fn with_an_event_index_the_driver_says_which_request_it_waits_for() {
 }
 
 #[test]
+fn a_restored_queue_goes_on_with_the_question_where_it_was_saved() {
+    let (mut ring, mut old) = ring(true);
+    let memory = ring.memory.clone();
+    ring.set_available(u16::MAX - 2);
+    old.ring_mut().set_next_avail(u16::MAX - 2);
+    old.ring_mut().set_next_used(u16::MAX - 2);
+    ring.set_used_event(u16::MAX - 1);
+    let mut new = ring.queue();
+    new.restore(Queue::try_from(old.ring().state()).expect("a sound ring"));
+    // the first batch after the restore passes both the driver's mark and the end of sixteen bits
+    for _ in 0..6 {
+        turn(&mut ring, &mut new);
+    }
+    assert!(new.needs_interrupt(&memory).expect("in memory"));
+}
+
+#[test]
 fn with_an_event_index_the_device_says_which_request_is_to_be_kicked() {
     let (mut ring, mut queue) = ring(true);
     let memory = ring.memory.clone();
