@@ -16,7 +16,7 @@ use std::io::Write;
 use std::path::Path;
 
 pub const STOCK: &str = "stock";
-pub const NEWER: &str = "stock-6.12";
+pub const NEWER: &str = "stock-6-12";
 pub const OWN: &str = "pinfold";
 
 /// What a sandbox needs from a kernel that has everything as a module.
