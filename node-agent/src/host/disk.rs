@@ -44,6 +44,14 @@ impl Disks for Ext4Disks {
         Box::pin(blocking(move || clone_file(&from, &to)))
     }
 
+    fn sync<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<(), HostError>> {
+        let path = path.to_owned();
+        Box::pin(blocking(move || {
+            let synced = std::fs::File::open(&path).and_then(|file| file.sync_all());
+            synced.act(|| format!("bring {} to the disk", path.display()))
+        }))
+    }
+
     fn remove(&self, path: &Path) -> Result<(), HostError> {
         remove_file(path)
     }

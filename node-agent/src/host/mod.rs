@@ -90,6 +90,8 @@ pub trait Disks: Send + Sync {
     fn create<'a>(&'a self, path: &'a Path, bytes: u64) -> BoxFuture<'a, Result<(), HostError>>;
     /// Makes `to` a copy of `from`, which nobody writes meanwhile.
     fn copy<'a>(&'a self, from: &'a Path, to: &'a Path) -> BoxFuture<'a, Result<clone::Cloned, HostError>>;
+    /// Brings what was written to `path` to the host's disk.
+    fn sync<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<(), HostError>>;
     fn remove(&self, path: &Path) -> Result<(), HostError>;
 }
 

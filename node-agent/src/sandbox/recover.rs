@@ -95,7 +95,7 @@ async fn one(
         // what was saved is whole: what is left of its machine goes
         _ if saved && matches!(phase, Phase::Pausing | Phase::Paused) => Begin::Paused { resume: false },
         Some(machine) if phase == Phase::Pausing => Begin::Pausing { machine },
-        None if saved && phase == Phase::Resuming && process.is_none() => Begin::Paused { resume: true },
+        None if saved && phase == Phase::Resuming => Begin::Paused { resume: true },
         Some(machine) => {
             tracing::info!(sandbox = %id, %phase, "adopted");
             Begin::Adopted { machine, ready: !matches!(phase, Phase::Starting | Phase::Resuming) }

@@ -185,15 +185,16 @@ pub async fn resume(context: &Context) -> Result<Restored, NotResumed> {
         Reason::SnapshotInvalid => NotResumed::Lost(cause),
         _ => NotResumed::StillSaved(restore_cause(cause)),
     })?;
-    // from here on the guest may have written to its disk
-    context.ledger.note(false, |saving| saving.saved = false);
+    // From here on the guest may write to its disk. That is on the host's disk first: after a loss of power the memory that was
+    // saved must not meet a newer disk.
+    context.ledger.note(true, |saving| saving.saved = false);
     jailed.restore(context, true).await.map_err(|cause| NotResumed::Lost(restore_cause(cause)))
 }
 
 /// The last step, for a machine that an earlier agent started from saved files.
 pub async fn wake_again(context: &Context, machine: Arc<dyn Machine>) -> Result<Ready, Cause> {
     let paused = context.ledger.record().phase == pinfold_domain::Phase::Resuming;
-    context.ledger.note(false, |saving| saving.saved = false);
+    context.ledger.note(true, |saving| saving.saved = false);
     let jailed = Jailed { machine, at: BootTime::now() };
     Ok(jailed.restore(context, paused).await?.into())
 }

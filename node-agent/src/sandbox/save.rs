@@ -63,6 +63,10 @@ pub async fn copy(
                 let copied = copied.map_err(|error| failed("the disk", error.sentence()))?;
                 tracing::info!(sandbox = %ledger.assignment().id, method = ?copied.method,
                     copied_bytes = copied.copied_bytes, took_us = copied.took.as_micros(), "a disk was copied");
+            } else {
+                // the memory that is saved goes on with this disk, also after a loss of power
+                let synced = host.disks.sync(&disk).await;
+                synced.map_err(|error| failed("the disk", error.sentence()))?;
             }
             Ok(())
         };

@@ -89,10 +89,14 @@ fn start_deadline(state: &State, id: SandboxId) -> Option<Timestamp> {
     Some(placed.after(sandbox.spec.start_timeout).after(state.config.start_margin))
 }
 
-/// A resume has the time that a start has.
+/// A resume has the time that a start has, in one session of its node. While the node is away nothing is known of it, and
+/// its end would take what was saved along: then the node's silence is judged instead.
 fn resume_deadline(state: &State, id: SandboxId) -> Option<Timestamp> {
     let sandbox = state.sandbox(id)?;
-    Some(sandbox.phase_at.after(sandbox.spec.start_timeout).after(state.config.start_margin))
+    let node = state.cluster.get(sandbox.node.as_ref()?)?;
+    node.session?;
+    let begun = sandbox.phase_at.max(node.session_since);
+    Some(begun.after(sandbox.spec.start_timeout).after(state.config.start_margin))
 }
 
 fn sandbox_due(state: &mut State, id: SandboxId) {

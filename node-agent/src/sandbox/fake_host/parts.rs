@@ -49,6 +49,10 @@ impl Disks for Fake {
         self.0.hold("disk");
         Box::pin(async { self.0.fail(Fault::Disk, ()) })
     }
+    fn sync<'a>(&'a self, _path: &'a Path) -> BoxFuture<'a, Result<(), HostError>> {
+        self.0.note("disk synced");
+        Box::pin(async { Ok(()) })
+    }
     fn copy<'a>(&'a self, _from: &'a Path, to: &'a Path) -> BoxFuture<'a, Result<Cloned, HostError>> {
         Box::pin(async move {
             self.0.fail(Fault::Copy, ())?;

@@ -62,6 +62,9 @@ pub(crate) fn joined(state: &mut State, mut registration: NodeRegistration) {
     entry.register(registration, now);
     // a restarted node counts its reports from the beginning
     entry.reservations.values_mut().for_each(|reservation| reservation.sequence = None);
+    let held: Vec<SandboxId> = entry.reservations.keys().copied().collect();
+    // what is resumed there has its time in this session
+    held.into_iter().for_each(|sandbox| state.retime(TimerKey::Sandbox(sandbox)));
     state.retime(TimerKey::Node(id.clone()));
     state.cluster.wake(&id);
     listed(state, &id, list, Occasion::Joined);

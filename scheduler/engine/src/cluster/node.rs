@@ -30,6 +30,8 @@ pub(crate) struct NodeEntry {
     /// its public face; `reserved` and `sandboxes` are kept equal to the sums over `reservations`
     pub node: Node,
     pub session: Option<SessionId>,
+    /// when the last session began
+    pub session_since: Timestamp,
     /// false: known only from stored sandboxes, it has not registered since the restart
     pub registered: bool,
     pub reservations: BTreeMap<SandboxId, Reservation>,
@@ -59,6 +61,7 @@ impl NodeEntry {
                 sandboxes: 0,
             },
             session: None,
+            session_since: now,
             registered: false,
             reservations: BTreeMap::new(),
             reserved_at_join: Resources::default(),
@@ -70,6 +73,7 @@ impl NodeEntry {
     /// Takes over what the node says of itself. Its list is not looked at here.
     pub fn register(&mut self, registration: NodeRegistration, now: Timestamp) {
         self.session = Some(registration.session);
+        self.session_since = now;
         self.registered = true;
         self.reserved_at_join = self.node.reserved;
         self.node.state = NodeState::Ready;

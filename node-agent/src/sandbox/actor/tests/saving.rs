@@ -62,7 +62,7 @@ async fn paused() -> Bench {
 #[tokio::test(start_paused = true)]
 async fn a_pause_gives_all_back_but_the_disk_and_a_resume_takes_it_again() {
     let bench = paused().await;
-    assert_eq!(bench.log(), "suspended paused saved killed over control -machine -cgroup");
+    assert_eq!(bench.log(), "suspended paused disk synced saved killed over control -machine -cgroup");
     assert_eq!(bench.world.held(), ["disk"]);
     let record = bench.ledger.record();
     assert_eq!((record.process, record.order, record.saving.saved), (None, 1, true));

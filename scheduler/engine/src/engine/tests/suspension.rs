@@ -208,6 +208,27 @@ fn a_resume_that_never_ends_is_ended() {
 }
 
 #[test]
+fn a_resume_whose_node_is_away_keeps_what_was_saved() {
+    let mut bench = bench(1);
+    let sandbox = bench.paused("a");
+    bench.resume("r", &sandbox).unwrap();
+    bench.step(Event::NodeGone { node: node_id("n0"), session: SessionId(1) });
+    let limit = Millis(sandbox.spec.start_timeout.0 + bench.config.start_margin.0 + 3_000);
+    assert!(limit < bench.config.lost_after, "the node is not given up yet");
+    bench.advance(limit);
+    assert_eq!(bench.phase(&sandbox), Phase::Resuming);
+    // it is back, and has the whole time again, but no more
+    let mut node = registration("n0", 2, Resources { disk_bytes: 100 * GIB, ..room(1) });
+    node.statuses = vec![status(&bench.get(&sandbox), 12, Phase::Resuming)];
+    bench.join(node);
+    let list = vec![status(&bench.get(&sandbox), 12, Phase::Resuming)];
+    bench.advance_with_heartbeats(Millis(sandbox.spec.start_timeout.0), &[("n0", 2, list.clone())]);
+    assert_eq!(bench.phase(&sandbox), Phase::Resuming);
+    bench.advance_with_heartbeats(limit, &[("n0", 2, list)]);
+    assert_eq!((bench.phase(&sandbox), bench.reason(&sandbox)), (Phase::Stopping, Reason::StartTimeout));
+}
+
+#[test]
 fn a_stop_a_delete_and_the_time_to_live_reach_every_phase() {
     for phase in [Phase::Pausing, Phase::Paused, Phase::Resuming] {
         for how in ["stop", "delete", "ttl"] {
