@@ -32,7 +32,6 @@ pub const PAGE_DIRECTORIES: u64 = 0xb000;
 pub const COMMAND_LINE: u64 = 0x2_0000;
 /// The kernel also looks for the RSDP by itself, from 0xe0000 to 0xfffff (ACPI 6.5, 5.2.5.1).
 pub const ACPI_TABLES: u64 = 0xe_0000;
-pub const ACPI_TABLES_END: u64 = 0x10_0000;
 /// 16 bytes in a page of their own, which the guest's kernel reads and never writes.
 pub const VM_GENERATION_ID: u64 = 0xf_f000;
 
@@ -63,7 +62,6 @@ pub const I8042_DATA_PORT: u16 = 0x60;
 pub const I8042_COMMAND_PORT: u16 = 0x64;
 /// Address register of PCI's first configuration mechanism, four ports (PCI Local Bus 3.0, 3.2.2.3.2).
 pub const PCI_ADDRESS_PORT: u16 = 0xcf8;
-pub const PCI_ADDRESS_PORTS: u16 = 4;
 /// Where a kernel says that it panicked (QEMU, docs/specs/pvpanic).
 pub const PANIC_PORT: u16 = 0x505;
 /// ACPI fixed hardware (ACPI 6.5, 4.8.3): PM1a event block, PM1a control block, and the reset register.

@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-const PAGE_BYTES: usize = 4096;
+const PAGE_BYTES: usize = crate::memory::PAGE_BYTES as usize;
 const CHUNK_BYTES: usize = 16 * 1024;
 /// The text of some 60 mappings has 50 KiB; a hundred times that is no text of ours.
 const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;

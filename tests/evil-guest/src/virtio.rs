@@ -232,11 +232,6 @@ impl Ring {
         self.kick();
     }
 
-    /// Waits until the device has given back as many as `index` says.
-    pub fn wait_used(self, index: u16) -> bool {
-        cpu::wait_until(PATIENCE_TICKS, || self.used_index() == index)
-    }
-
     /// Waits until the device has given back what is available, or wants a reset. True for the first.
     pub fn settle(self) -> bool {
         let wanted = self.available_index();

@@ -137,7 +137,10 @@ impl Works {
                 Ok(taken) => Response::Snapshot(taken),
                 Err(message) => Response::Error { message },
             },
-            other => Response::Error { message: format!("this machine cannot do {other:?} yet") },
+            // answered by the devices, above, or by the control server
+            Request::SetRate(_) | Request::SetBalloon { .. } | Request::Watch => {
+                Response::Error { message: "this machine cannot do that here".into() }
+            }
         }
     }
 
@@ -175,6 +178,10 @@ impl Works {
             SnapshotKind::FullTracked => save::full(&subject, &key, &state, &memory, true),
             SnapshotKind::Diff => save::diff(&subject, &key, &state, &memory, self.history),
         };
+        if written.is_err() && request.kind != SnapshotKind::Full {
+            // the marks of what has changed may be gone: the next diff would lack what was written before
+            self.history.tracked = false;
+        }
         let (Written { state_bytes, memory_data_bytes }, history) =
             written.map_err(|error| error.to_string())?;
         self.history = history;

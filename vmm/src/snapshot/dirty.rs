@@ -89,13 +89,15 @@ mod tests {
         let tracker = Tracker { pagemap: Some(&pagemap), clear_refs: Some(&clear_refs) };
         let memory = crate::memory::allocate_backed(96 << 20, Default::default()).expect("memory");
         memory.write_obj(1u8, GuestAddress(10 << 20)).expect("in memory");
-        match tracker.begin() {
-            // said, and nothing is claimed
-            Err(DirtyError::Unsupported) => return,
-            other => other.expect("begun"),
-        }
-        memory.write_obj(1u8, GuestAddress(50 << 20)).expect("in memory");
+        // a page of a new mapping counts as changed wherever the kernel tells changes at all
         let region = memory.iter().next().expect("one region");
+        if tracker.changed(region.as_ptr() as u64, region.len()).expect("told").is_empty() {
+            println!("SKIPPED: the kernel has no soft-dirty bits");
+            assert!(matches!(tracker.begin(), Err(DirtyError::Unsupported)), "and nothing is claimed");
+            return;
+        }
+        tracker.begin().expect("begun");
+        memory.write_obj(1u8, GuestAddress(50 << 20)).expect("in memory");
         let runs = tracker.changed(region.as_ptr() as u64, region.len()).expect("told");
         let has = |at: u64| runs.iter().any(|run| run.contains(&at));
         assert!(has(50 << 20) && !has(10 << 20), "{runs:x?}");

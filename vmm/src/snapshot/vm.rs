@@ -51,7 +51,7 @@ pub fn save(vm: &VmFd, has_pit: bool) -> Result<VmState, VmStateError> {
 /// After the vCPUs have been restored. The guest's clock goes on where it was: time in which the machine did not exist
 /// has not passed for its timers, and its guest agent sets the time of day (no KVM_CLOCK_REALTIME here).
 pub fn restore(vm: &VmFd, state: &VmState) -> Result<(), VmStateError> {
-    let refused = |what| move |source| VmStateError::Kvm { act: "", what, source };
+    let refused = |what| move |source| VmStateError::Kvm { act: "to set", what, source };
     let size = |what| move |source| VmStateError::Size { what, source };
     for blob in [&state.pic_master, &state.pic_slave, &state.ioapic] {
         vm.set_irqchip(&blob.read().map_err(size(PIC))?).map_err(refused(PIC))?;

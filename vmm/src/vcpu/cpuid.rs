@@ -115,46 +115,6 @@ impl Template {
     }
 }
 
-/// The first feature flag of a guest's table `seen` that this host cannot offer, as leaf, register and bits. A snapshot
-/// goes on only where there is none: a guest does not look again at what it has found at its start.
-pub fn missing(seen: &[kvm_cpuid_entry2], offered: &Template) -> Option<String> {
-    for entry in seen {
-        let same = |other: &&kvm_cpuid_entry2| other.function == entry.function && other.index == entry.index;
-        let host = offered.entries.iter().find(same).copied().unwrap_or_default();
-        for (register, mask) in feature_registers(entry.function, entry.index) {
-            let value = |entry: &kvm_cpuid_entry2| match *register {
-                "EAX" => entry.eax,
-                "EBX" => entry.ebx,
-                "ECX" => entry.ecx,
-                _ => entry.edx,
-            };
-            let lost = value(entry) & !value(&host) & mask;
-            if lost != 0 {
-                return Some(format!(
-                    "CPUID {:#x}.{} {register} bits {lost:#010x}",
-                    entry.function, entry.index
-                ));
-            }
-        }
-    }
-    None
-}
-
-/// Registers of a leaf that are feature flags, with the bits that are; OSXSAVE follows the guest's own CR4.
-fn feature_registers(function: u32, index: u32) -> &'static [(&'static str, u32)] {
-    const ALL: u32 = u32::MAX;
-    match (function, index) {
-        (0x1, _) => &[("ECX", ALL & !(1 << 27)), ("EDX", ALL)],
-        (0x7, 0) => &[("EBX", ALL), ("ECX", ALL & !(1 << 4)), ("EDX", ALL)],
-        (0x7, 1) | (0xd, 1) => &[("EAX", ALL)],
-        (0xd, 0) => &[("EAX", ALL), ("EDX", ALL)],
-        (0x4000_0001, _) => &[("EAX", ALL)],
-        (0x8000_0001, _) => &[("ECX", ALL), ("EDX", ALL)],
-        (0x8000_0008, _) => &[("EBX", ALL)],
-        _ => &[],
-    }
-}
-
 fn restrict(entry: &mut kvm_cpuid_entry2, vcpus: u32, deadline_timer: bool) {
     if EMPTY_LEAVES.contains(&entry.function) {
         (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);

@@ -92,7 +92,7 @@ pub fn execute(
         std::iter::once(name).chain(arguments.iter().map(String::as_str)).map(CString::new).collect();
     let words = words.map_err(|_| Errno::EINVAL).act("pass the arguments on")?;
     let environment: [CString; 0] = [];
-    // SAFETY: step 6 has just made this descriptor, and nothing closes it before the exec does.
+    // SAFETY: step 8 has just made this descriptor, and nothing closes it before the exec does.
     let file = unsafe { BorrowedFd::borrow_raw(executable) };
     nix::unistd::execveat(file, c"", &words, &environment, nix::fcntl::AtFlags::AT_EMPTY_PATH)
         .act("execute the VMM")

@@ -2,8 +2,8 @@
 //! supplement, 3.1.1), so that a snapshot goes on wherever the level is offered.
 //!
 //! Instructions that user programs look for are exactly those of the level. What only a kernel looks for (page sizes,
-//! protection keys aside, mitigations of speculation) stays as the host has it: [`super::missing`] compares it before a
-//! snapshot goes on.
+//! protection keys aside, mitigations of speculation) stays as the host has it: [`super::Template::taken_from`] compares it
+//! before a snapshot goes on.
 
 use kvm_bindings::kvm_cpuid_entry2;
 use pinfold_vmm_api::CpuTemplate;

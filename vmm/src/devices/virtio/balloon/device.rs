@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The unit of the balloon, whatever the guest's pages are (virtio 1.2, 5.5.6).
-pub const PAGE_BYTES: u64 = 4096;
+pub const PAGE_BYTES: u64 = crate::memory::PAGE_BYTES;
 /// inflate, deflate; then statistics and reporting, as far as the driver wants them. Linux reports 32 ranges at once.
 const QUEUE_SIZES: [u16; 4] = [128, 128, 64, 64];
 

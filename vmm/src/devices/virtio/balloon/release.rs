@@ -16,13 +16,12 @@
 //! neighbours, so that mappings join again, and there are no more of them than blocks. In the memory of a restored machine
 //! the host's page of zeroes is put there too: who saves the machine again takes what is absent to be as in the file.
 
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, PAGE_BYTES};
 use std::io;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 
-const PAGE_BYTES: u64 = 4096;
 /// A huge page: guests report free memory in units of this.
-pub const BLOCK_BYTES: u64 = 2 << 20;
+pub const BLOCK_BYTES: u64 = crate::memory::HUGE_PAGE_BYTES;
 /// Blocks that may get a mapping of their own: well below the limit of the kernel (vm.max_map_count, 65,530), two for each
 /// at worst.
 const MAPPED_OVER_MAX: usize = 16_384;
