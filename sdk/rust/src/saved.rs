@@ -202,7 +202,7 @@ impl Client {
 
     /// Answered when it is no longer being taken, or after `wait`: whole seconds, at most 60.
     async fn get_snapshot_within(&self, id: SnapshotId, wait: Duration) -> Result<Snapshot, Error> {
-        let wait_seconds = u32::try_from(wait.min(WAIT).as_secs()).unwrap_or(0);
+        let wait_seconds = u32::try_from(wait.min(WAIT).as_secs()).unwrap_or(u32::MAX);
         let body = wire::GetSnapshotRequest { snapshot_id: id.to_string(), wait_seconds };
         let limit = self.options.call_timeout + wait;
         let answer = idempotent("GetSnapshot", limit, body, |request| {
@@ -216,7 +216,7 @@ impl Client {
     pub async fn wait_snapshot(&self, id: SnapshotId, limit: Duration) -> Result<Snapshot, Error> {
         let settled = async {
             loop {
-                let found = self.get_snapshot_within(id, WAIT.min(limit)).await?;
+                let found = self.get_snapshot_within(id, WAIT).await?;
                 match found.state {
                     SnapshotState::Creating => {}
                     SnapshotState::Ready => return Ok(found),

@@ -42,8 +42,11 @@ impl SnapshotStore {
         self.directory.join(id.to_string())
     }
 
+    /// What was found damaged under this name makes room for it.
     pub fn draft(&self, id: impl Display) -> Result<Draft, HostError> {
-        Draft::begin(self.path(id), true)
+        let path = self.path(id);
+        remove_tree(&path.with_extension(DAMAGED))?;
+        Draft::begin(path, true)
     }
 
     /// All that is there. What was half made when an earlier agent ended is removed.

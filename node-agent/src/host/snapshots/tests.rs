@@ -129,6 +129,8 @@ fn what_is_damaged_is_named_and_set_aside() {
         assert_eq!(bench.names(), [format!("{ID}.damaged")]);
         // it stays known, and can be replaced or removed
         assert!(matches!(bench.list()[..], [(_, Found::Damaged(_))]));
+        bench.publish();
+        assert!(matches!(bench.list()[..], [(_, Found::Whole(_))]), "{:?}", bench.names());
         bench.store.remove(id()).unwrap();
         assert_eq!(bench.names(), [] as [&str; 0]);
     }
