@@ -15,6 +15,7 @@ use crate::outbox::Reply;
 use crate::placement::{self, Requirement};
 use crate::snapshots::{self, WantedSnapshot};
 use crate::state::State;
+use crate::suspension;
 use crate::{assignment, origin};
 use pinfold_domain::spec::limits;
 use pinfold_domain::{Explanation, Reason, RequestId, SandboxId, SandboxSpec, SnapshotId, Source, Verdict};
@@ -104,7 +105,7 @@ fn source_spec(state: &State, fork: &ForkRequest) -> Result<SandboxSpec, Rejecti
     match fork.source {
         ForkSource::Sandbox(id) => match state.sandbox(id) {
             Some(sandbox) => Ok(sandbox.effective_spec()),
-            None => Err(reject(Reason::SandboxNotFound, format!("there is no sandbox {id}"))),
+            None => Err(suspension::not_found(id)),
         },
         ForkSource::Snapshot(id) => {
             let snapshot = &snapshots::find(state, &fork.tenant, id)?.snapshot;

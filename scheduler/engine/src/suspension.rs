@@ -52,7 +52,7 @@ fn ordered(
     }
 }
 
-fn not_found(id: SandboxId) -> Rejection {
+pub(crate) fn not_found(id: SandboxId) -> Rejection {
     reject(Reason::SandboxNotFound, format!("there is no sandbox {id}"))
 }
 

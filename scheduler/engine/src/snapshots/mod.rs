@@ -121,6 +121,10 @@ pub(crate) fn create(state: &mut State, call: CallId, wanted: WantedSnapshot) {
 
 /// Stores a new snapshot of a running sandbox and tells its node.
 pub(crate) fn take(state: &mut State, wanted: WantedSnapshot) -> Result<Box<Snapshot>, Rejection> {
+    // a stranger's sandbox is as one that is not there: a snapshot holds its memory
+    if state.sandbox(wanted.sandbox).is_none_or(|sandbox| sandbox.tenant != wanted.tenant) {
+        return Err(suspension::not_found(wanted.sandbox));
+    }
     let node = suspension::running_on(state, wanted.sandbox)?;
     if state.snapshots.get(wanted.id).is_some() {
         return Err(operations::reject(Reason::Internal, format!("snapshot id {} is taken", wanted.id)));
@@ -128,7 +132,7 @@ pub(crate) fn take(state: &mut State, wanted: WantedSnapshot) -> Result<Box<Snap
     may_add(state, &node)?;
     let now = state.now;
     let Some(sandbox) = state.sandbox(wanted.sandbox) else {
-        return Err(operations::reject(Reason::SandboxNotFound, "the sandbox is gone"));
+        return Err(suspension::not_found(wanted.sandbox));
     };
     let snapshot = Snapshot {
         id: wanted.id,

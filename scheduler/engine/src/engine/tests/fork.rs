@@ -87,6 +87,19 @@ fn forks_wait_for_their_snapshot_which_ends_when_the_last_has_started() {
 }
 
 #[test]
+fn a_sandbox_of_another_tenant_is_forked_by_nobody() {
+    let mut bench = Bench::fleet(&[4]);
+    let source = bench.running("source");
+    let stranger = |fork: &mut ForkRequest| fork.tenant = "stranger".parse().unwrap();
+    let refused = bench.fork_with("f", ForkSource::Sandbox(source.id), 1, stranger).unwrap_err().cause;
+    let unknown = SandboxId(uuid(4_711));
+    let nowhere = bench.fork_with("g", ForkSource::Sandbox(unknown), 1, stranger).unwrap_err().cause;
+    assert_eq!(refused.reason, nowhere.reason, "the two are not told apart");
+    assert_eq!(refused.message.replace(&source.id.to_string(), &unknown.to_string()), nowhere.message);
+    assert_eq!(bench.taken(), []);
+}
+
+#[test]
 fn a_fork_of_a_snapshot_leaves_it() {
     let mut bench = Bench::fleet(&[4]);
     let source = bench.running("source");
