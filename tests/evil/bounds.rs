@@ -46,6 +46,8 @@ impl Seen {
             ensure!(seen <= bound, "{what}: {seen}, the bound is {bound}");
             Ok(())
         };
+        // a VMM makes itself undumpable: only root may list its descriptors
+        ensure!(self.descriptors > 0, "the VMM's descriptors cannot be counted: run this as root");
         bound("private bytes of the VMM", self.private_bytes, PRIVATE_BYTES)?;
         bound("descriptors of the VMM", self.descriptors as u64, DESCRIPTORS as u64)?;
         bound("threads of the VMM", self.threads as u64, u64::from(vcpus) + THREADS_BESIDE_VCPUS as u64)?;

@@ -7,8 +7,8 @@
 //!                  +-- events on a watching connection: the kinds and devices of the case's row, counted
 //! ```
 //!
-//! It needs `/dev/kvm` only: the guest has no kernel and runs where a stock one does not. To a test runner that asks for a
-//! list it is one test, `all`. Arguments are parts of the names of cases.
+//! It needs `/dev/kvm` and root: the guest has no kernel and runs where a stock one does not. To a test runner that asks for a
+//! list it is one test, `all`. Arguments are names of cases.
 #![forbid(unsafe_code)]
 
 mod bounds;
