@@ -45,7 +45,7 @@ impl Bench {
         state.write_all(b"state").unwrap();
         memory.set_len(96 << 20).unwrap();
         File::create_new(draft.disk()).unwrap().set_len(16 << 20).unwrap();
-        draft.publish(&self.subject).unwrap()
+        draft.publish(&self.subject, || true).unwrap()
     }
 
     async fn make(&self, id: SnapshotId) {

@@ -27,6 +27,37 @@ pub async fn ask(
         .map_err(|_| ControlError::Timeout(limit.as_millis()))?
 }
 
+/// How long a VMM is waited for that may be at work on another request.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// without any work of it
+    pub idle: Duration,
+    /// in all
+    pub limit: Duration,
+}
+
+/// As [`ask`], of a VMM that answers when it has finished what it is at: it is waited for as long as `work` tells something else
+/// from one `patience.idle` to the next.
+pub async fn ask_at_work<Work: PartialEq>(
+    socket: &Path,
+    request: &Request,
+    patience: Patience,
+    work: impl Fn() -> Work,
+) -> Result<Response, ControlError> {
+    let begun = tokio::time::Instant::now();
+    let mut answer = std::pin::pin!(exchange(socket, request, &[]));
+    loop {
+        let before = work();
+        if let Ok(answer) = tokio::time::timeout(patience.idle, &mut answer).await {
+            return answer;
+        }
+        let waited = begun.elapsed();
+        if waited >= patience.limit || work() == before {
+            return Err(ControlError::Timeout(waited.as_millis()));
+        }
+    }
+}
+
 /// The descriptors travel with the first byte, in one message (unix(7), SCM_RIGHTS); what did not fit follows.
 async fn send(stream: &mut UnixStream, line: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut sent = 0;
@@ -99,6 +130,40 @@ mod tests {
         let (line, response) = served(b"{\"response\":\"killed\"}\n").await;
         assert_eq!(line, "{\"request\":\"kill\"}\n");
         assert_eq!(response.unwrap(), Response::Killed);
+    }
+
+    /// Answers a request after `late`, and takes no notice of who has gone meanwhile.
+    async fn served_late(
+        late: Duration,
+        patience: Patience,
+        work: impl Fn() -> u64,
+    ) -> Result<Response, ControlError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::time::sleep(late).await;
+            let _ = stream.write_all(b"{\"response\":\"done\"}\n").await;
+        };
+        let asked = ask_at_work(&path, &Request::Resume, patience, work);
+        tokio::join!(server, asked).1
+    }
+
+    #[tokio::test]
+    async fn a_vmm_is_waited_for_as_long_as_it_works() {
+        let work = std::cell::Cell::new(0);
+        let at_work = || work.replace(work.get() + 1);
+        let patience = Patience { idle: Duration::from_millis(20), limit: LIMIT };
+        let late = Duration::from_millis(200);
+        assert_eq!(served_late(late, patience, at_work).await.unwrap(), Response::Done);
+        assert!(work.get() > 2, "it was looked at {} times", work.get());
+        // one that does nothing is not, and none for ever
+        let idle = served_late(late, patience, || 0).await.unwrap_err();
+        assert!(matches!(idle, ControlError::Timeout(20..200)), "{idle}");
+        let short = Patience { limit: Duration::from_millis(60), ..patience };
+        let ended = served_late(late, short, at_work).await.unwrap_err();
+        assert!(matches!(ended, ControlError::Timeout(60..)), "{ended}");
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! The real [`Machines`].
 
+use super::control::Patience;
 use super::launch::{self, Programs};
 use super::process::Process;
 use super::{ControlError, Exit, LaunchError, LaunchPlan, Machine, Machines, ProcessRecord, control, events};
@@ -26,10 +27,11 @@ const MAX_EXIT_BYTES: u64 = 64 * 1024;
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3600);
 /// A kill needs nothing but a thread that listens.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Requests that are under way are finished first, of the disk too.
-const PAUSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// All of guest memory goes to the disk, at the rate that the sandbox's limits leave.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);
+/// For a pause or a resume. Requests that are under way are finished first: those of the disk, and a save that an earlier agent
+/// had asked for, or that this one did not wait for.
+const TURN: Patience = Patience { idle: Duration::from_secs(30), limit: SAVE_TIMEOUT };
 /// One look at the page tables.
 const WORKING_SET_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -90,10 +92,13 @@ impl LinuxMachine {
         files: &[BorrowedFd<'_>],
         limit: Duration,
     ) -> Result<(), ControlError> {
-        match control::ask(&self.paths.control(), request, files, limit).await? {
-            Response::Done => Ok(()),
-            other => Err(ControlError::Protocol(format!("{other:?} to {request:?}"))),
-        }
+        done(request, control::ask(&self.paths.control(), request, files, limit).await?)
+    }
+
+    /// The same of one that may have to wait.
+    async fn order_in_turn(&self, request: Request) -> Result<(), ControlError> {
+        let work = || self.process.work();
+        done(&request, control::ask_at_work(&self.paths.control(), &request, TURN, work).await?)
     }
 }
 
@@ -112,11 +117,11 @@ impl Machine for LinuxMachine {
     }
 
     fn pause(&self) -> BoxFuture<'_, Result<(), ControlError>> {
-        Box::pin(self.order(&Request::Pause, &[], PAUSE_TIMEOUT))
+        Box::pin(self.order_in_turn(Request::Pause))
     }
 
     fn resume(&self) -> BoxFuture<'_, Result<(), ControlError>> {
-        Box::pin(self.order(&Request::Resume, &[], PAUSE_TIMEOUT))
+        Box::pin(self.order_in_turn(Request::Resume))
     }
 
     fn save<'a>(
@@ -154,6 +159,13 @@ impl Machine for LinuxMachine {
             let signal = self.process.exited().await;
             Exit { record: exit_record(&self.paths.exit()), signal }
         })
+    }
+}
+
+fn done(request: &Request, response: Response) -> Result<(), ControlError> {
+    match response {
+        Response::Done => Ok(()),
+        other => Err(ControlError::Protocol(format!("{other:?} to {request:?}"))),
     }
 }
 

@@ -46,6 +46,11 @@ impl Process {
         self.record
     }
 
+    /// What its main thread has done so far: another value later says that it is at work.
+    pub fn work(&self) -> Work {
+        work(self.record.pid)
+    }
+
     /// Resolves when the process is gone, with the signal that ended it if the agent is its reaper.
     pub async fn exited(&self) -> Option<i32> {
         // A pidfd becomes readable when its process ends and stays so; an error here means that it cannot be watched,
@@ -85,6 +90,26 @@ pub fn start_ticks(pid: u32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
+/// Of the main thread of a process, which serves the control socket of a VMM and writes what is saved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// in user and kernel mode
+    cpu_ticks: u64,
+    /// by system calls; 0 where the kernel does not say
+    written_bytes: u64,
+}
+
+/// Fields 14 and 15 of `stat` and `wchar` of `io` (proc(5)).
+fn work(pid: u32) -> Work {
+    let thread = format!("/proc/{pid}/task/{pid}");
+    let stat = fs::read_to_string(format!("{thread}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
+    let io = fs::read_to_string(format!("{thread}/io")).unwrap_or_default();
+    let written = io.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok());
+    Work { cpu_ticks: ticks.sum(), written_bytes: written.unwrap_or(0) }
+}
+
 /// Whether `/proc/<pid>/cgroup` names a v2 group that ends like `cgroup`.
 fn in_cgroup(pid: u32, cgroup: &std::path::Path) -> bool {
     let Some(name) = cgroup.file_name().and_then(|name| name.to_str()) else { return false };
@@ -117,6 +142,36 @@ mod tests {
         child.wait().await.unwrap();
         assert!(Process::open_known(record).unwrap().is_none());
         tokio::time::timeout(Duration::from_secs(10), process.exited()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_process_at_work_is_told_from_one_that_waits() {
+        let start = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+            let child = command.spawn().unwrap();
+            let pid = child.id().unwrap();
+            (child, pid)
+        };
+        let (_busy, busy) = start("while :; do :; done");
+        let (_waiting, waiting) = start("kill -STOP $$");
+        let before = work(busy);
+        let changed = async {
+            while work(busy) == before {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), changed).await.expect("it works");
+        let stopped = async {
+            while !fs::read_to_string(format!("/proc/{waiting}/stat")).unwrap().contains(") T ") {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), stopped).await.expect("it stops");
+        let before = work(waiting);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(work(waiting), before);
+        assert_eq!(work(0), Work::default(), "no such process");
     }
 
     #[tokio::test]

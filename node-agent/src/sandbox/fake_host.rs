@@ -36,6 +36,9 @@ pub enum Fault {
     Copy,
     /// the VMM does not let a paused machine go on
     Resume,
+    /// the VMM is late to let it go on, some times
+    ResumeLate,
+    ResumeHangs,
     Wake,
     /// the restored guest does not answer
     WakeHangs,
@@ -55,6 +58,7 @@ pub struct World {
     /// what has happened, in order
     pub log: Mutex<Vec<String>>,
     removals_failed: Mutex<u32>,
+    resumes_late: Mutex<u32>,
     pub machine: FakeMachine,
 }
 

@@ -11,13 +11,25 @@
 
 use super::bringup::{Context, host_cause, image_cause, or_exit};
 use super::restore;
+use crate::guest::GuestError;
 use crate::host::blocking;
 use crate::host::snapshots::draft::Subject;
 use crate::host::snapshots::{Draft, FileIdentity, Saved};
-use crate::machine::Machine;
+use crate::machine::{ControlError, Machine};
 use pinfold_domain::{Cause, Reason};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::SemaphorePermit;
+use tokio::time::Instant;
+
+/// For a machine to be saved, from the wait for its turn to its name; a guest that stands still longer is of no use to anybody.
+pub const LIMIT: Duration = Duration::from_secs(600);
+/// For a machine whose VMM answers to go on, with as many tries as that allows.
+const GO_ON_LIMIT: Duration = Duration::from_secs(300);
+/// Between two tries; a guest that takes calls again cannot be waited for otherwise.
+const GO_ON_PAUSE: Duration = Duration::from_secs(1);
+/// For a VMM to show that it still serves its socket.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A machine that stands still, and what was copied of it.
 pub struct Copied {
@@ -31,6 +43,22 @@ pub enum Failure {
     Ended(Cause),
     /// it is there, and may stand still
     Failed(Cause),
+}
+
+impl Failure {
+    pub fn cause(self) -> Cause {
+        match self {
+            Self::Ended(cause) | Self::Failed(cause) => cause,
+        }
+    }
+}
+
+/// `act`, which saves a machine, for at most [`LIMIT`].
+pub async fn in_time<T>(act: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::time::timeout(LIMIT, act).await.unwrap_or_else(|_| {
+        let message = format!("it was not saved within {} s", LIMIT.as_secs());
+        Err(Failure::Failed(Cause::new(Reason::SnapshotFailed, message)))
+    })
 }
 
 /// Waits for its turn: few machines are saved at once.
@@ -84,12 +112,22 @@ pub async fn copy(
     }
 }
 
-/// After a copy, or after one that failed: the machine and its guest go on where they stood.
+/// After a copy, or after one that failed: the machine and its guest go on where they stood. One that was late is asked again
+/// for as long as its VMM answers: it may have been busy, or its node.
 pub async fn go_on(context: &Context, machine: &Arc<dyn Machine>) -> Result<(), Cause> {
+    let deadline = Instant::now() + GO_ON_LIMIT;
     let went_on = or_exit(context, machine, async {
-        machine.resume().await.map_err(|error| error.to_string())?;
-        let request = restore::wake_request(context, None).map_err(|cause| cause.message)?;
-        context.host.guests.wake(context.ledger.paths(), request).await.map_err(|error| error.to_string())
+        loop {
+            let (why, late) = match try_to_go_on(context, machine).await {
+                Ok(()) => return Ok(()),
+                Err(failed) => failed,
+            };
+            if !late || Instant::now() >= deadline || !answers(machine).await {
+                return Err(why);
+            }
+            tracing::warn!(sandbox = %context.ledger.assignment().id, why, "it does not go on yet after it was saved");
+            tokio::time::sleep(GO_ON_PAUSE).await;
+        }
     });
     match went_on.await? {
         Ok(()) => {
@@ -103,11 +141,28 @@ pub async fn go_on(context: &Context, machine: &Arc<dyn Machine>) -> Result<(), 
     }
 }
 
+/// Why not, and whether that was a matter of time.
+async fn try_to_go_on(context: &Context, machine: &Arc<dyn Machine>) -> Result<(), (String, bool)> {
+    let resumed = machine.resume().await;
+    resumed.map_err(|error| (error.to_string(), matches!(error, ControlError::Timeout(_))))?;
+    let request = restore::wake_request(context, None).map_err(|cause| (cause.message, false))?;
+    let woken = context.host.guests.wake(context.ledger.paths(), request).await;
+    woken.map_err(|error| (error.to_string(), !matches!(error, GuestError::Answer(_))))
+}
+
+async fn answers(machine: &Arc<dyn Machine>) -> bool {
+    matches!(tokio::time::timeout(ANSWER_TIMEOUT, machine.status()).await, Ok(Ok(_)))
+}
+
 impl Copied {
     /// Brings the files to the disk and gives them their name.
     pub async fn publish(self) -> Result<Saved, Cause> {
         let Self { draft, subject } = self;
-        let published = blocking(move || draft.publish(&subject)).await;
+        // what nobody waits for any more gets no name
+        let wanted = Arc::new(());
+        let asked = Arc::downgrade(&wanted);
+        let published = blocking(move || draft.publish(&subject, || asked.strong_count() > 0)).await;
+        drop(wanted);
         published.map_err(|error| Cause::new(Reason::SnapshotFailed, error.sentence()))
     }
 }

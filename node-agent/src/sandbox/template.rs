@@ -13,20 +13,12 @@ use pinfold_domain::{Cause, Epoch, Reason, SandboxId, SandboxSpec, TemplateId};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Beside the start limit: for its machine to be saved.
-const SAVE_LIMIT: Duration = Duration::from_secs(600);
-
 /// Boots `spec`, saves it into `draft`, and leaves nothing else.
 pub async fn prepare(host: &Host, id: TemplateId, spec: SandboxSpec, draft: Draft) -> Result<Saved, Cause> {
     let context = context(host, id, spec);
     let start = Duration::from_millis(context.ledger.assignment().spec.start_timeout.0);
     let mut machine = None;
-    let made =
-        tokio::time::timeout(start + SAVE_LIMIT, boot_and_save(&context, start, draft, &mut machine)).await;
-    let made = made.unwrap_or_else(|_| {
-        let message = format!("it was not saved within {} s", SAVE_LIMIT.as_secs());
-        Err(Cause::new(Reason::SnapshotFailed, message))
-    });
+    let made = boot_and_save(&context, start, draft, &mut machine).await;
     let removed = teardown::run(&context, machine.as_ref()).await;
     let removed = removed.and_then(|()| context.ledger.paths().remove().map_err(|error| error.sentence()));
     if let Err(left) = removed {
@@ -65,12 +57,12 @@ async fn boot_and_save(
         Err(Cause::new(Reason::StartTimeout, format!("not ready within {} ms", start.as_millis())))
     })?;
     let machine = held.insert(ready.machine);
-    let copied = {
-        let _turn = save::turn(context).await;
-        save::copy(context, machine, draft, true).await
-    };
-    let copied = copied.map_err(|failure| match failure {
-        save::Failure::Ended(cause) | save::Failure::Failed(cause) => cause,
-    })?;
-    copied.publish().await
+    let saved = save::in_time(async {
+        let copied = {
+            let _turn = save::turn(context).await;
+            save::copy(context, machine, draft, true).await?
+        };
+        copied.publish().await.map_err(save::Failure::Failed)
+    });
+    saved.await.map_err(save::Failure::cause)
 }

@@ -52,8 +52,9 @@ impl Draft {
         self.directory().join("disk")
     }
 
-    /// Brings everything to the disk and gives it its name. What had that name is replaced. Blocks.
-    pub fn publish(mut self, subject: &Subject) -> Result<Saved, HostError> {
+    /// Brings everything to the disk and gives it its name, if it is still `wanted` by then. What had that name is
+    /// replaced. Blocks.
+    pub fn publish(mut self, subject: &Subject, wanted: impl FnOnce() -> bool) -> Result<Saved, HostError> {
         let directory = self.directory();
         let sync = |file: &str| {
             let path = directory.join(file);
@@ -76,6 +77,10 @@ impl Draft {
         Saved::open(&directory, self.has_disk).map_err(|error: Unusable| {
             HostError::new(format!("use what was saved in {}", directory.display()), io::Error::other(error))
         })?;
+        if !wanted() {
+            return Err(io::Error::from(io::ErrorKind::TimedOut))
+                .act(|| format!("name {}", self.target.display()));
+        }
         remove_tree(&self.target)?;
         fs::rename(&directory, &self.target).act(|| format!("name {}", self.target.display()))?;
         self.published = true;

@@ -50,7 +50,7 @@ impl Bench {
     fn publish(&self) -> Saved {
         let draft = self.store.draft(id()).unwrap();
         self.fill(&draft);
-        draft.publish(&self.subject).unwrap()
+        draft.publish(&self.subject, || true).unwrap()
     }
 
     fn list(&self) -> Vec<(SnapshotId, Found)> {
@@ -89,6 +89,11 @@ fn what_was_half_made_is_removed() {
     bench.fill(&draft);
     drop(draft);
     assert_eq!(bench.names(), [] as [&str; 0], "a draft that is given up goes");
+    // one that nobody waits for any more gets no name
+    let draft = bench.store.draft(id()).unwrap();
+    bench.fill(&draft);
+    draft.publish(&bench.subject, || false).unwrap_err();
+    assert_eq!(bench.names(), [] as [&str; 0]);
     // an agent that was killed leaves it
     fs::create_dir(bench.directory.path().join(format!("snapshots/{ID}.new"))).unwrap();
     assert_eq!(bench.list(), []);
@@ -102,7 +107,7 @@ fn what_was_half_made_is_removed() {
         .unwrap()
         .set_len(5)
         .unwrap();
-    let error = draft.publish(&bench.subject).unwrap_err().sentence();
+    let error = draft.publish(&bench.subject, || true).unwrap_err().sentence();
     assert!(error.contains("its memory: 5 bytes instead of 100663296"), "{error}");
     assert_eq!(bench.names(), [] as [&str; 0]);
 }

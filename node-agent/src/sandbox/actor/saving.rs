@@ -11,8 +11,8 @@
 //! In each of these a stop and the time to live end it, and the agent may let go: the record says how far it came.
 
 use super::{
-    Actor, End, KILL_TIMEOUT, Order, Origin, Stop, TTL_GRACE, ordered, phase_of_end, restore, teardown,
-    ttl_expired,
+    Actor, End, KILL_TIMEOUT, MAX_GRACE, Order, Origin, Stop, TTL_GRACE, ordered, phase_of_end, restore,
+    teardown, ttl_expired,
 };
 use crate::clock::BootTime;
 use crate::guest::clock_ms;
@@ -43,19 +43,21 @@ impl Actor {
     /// Fails only when it ends.
     pub(super) async fn pause(&mut self, machine: &Arc<dyn Machine>) -> Result<Paused, End> {
         let context = self.context.clone();
-        let act = async {
+        let act = save::in_time(async {
             // an earlier agent may have stopped the machine, and a machine that stands still hears no order
-            if context.ledger.saving().suspended
-                && let Err(error) = machine.resume().await
-            {
-                tracing::debug!(%error, "the machine did not stand still");
+            if context.ledger.saving().suspended {
+                let resumed = machine.resume().await.map_err(|error| {
+                    let message = format!("the machine does not go on: {error}");
+                    Failure::Failed(Cause::new(Reason::SnapshotFailed, message))
+                });
+                resumed?;
             }
             let _turn = save::turn(&context).await;
             let draft = Draft::begin(context.ledger.paths().saved(), false).map_err(host_cause);
             let draft = draft.map_err(Failure::Failed)?;
             let copied = save::copy(&context, machine, draft, false).await?;
             copied.publish().await.map_err(Failure::Failed)
-        };
+        });
         match self.unless_cut(act).await {
             Err(cut) => Err(self.cut_short(machine, cut).await),
             Ok(Ok(saved)) => {
@@ -166,13 +168,16 @@ impl Actor {
         let context = self.context.clone();
         let act = async {
             let _turn = save::turn(&context).await;
-            let copied = save::copy(&context, machine, draft, true).await;
+            let copied = save::in_time(save::copy(&context, machine, draft, true)).await;
             if matches!(copied, Err(Failure::Ended(_))) {
                 return (copied.map(drop).err(), Ok(()), None);
             }
             let went_on = save::go_on(&context, machine).await;
             match copied {
-                Ok(copied) => (None, went_on, Some(copied.publish().await)),
+                Ok(copied) => {
+                    let made = save::in_time(async { copied.publish().await.map_err(Failure::Failed) }).await;
+                    (None, went_on, Some(made.map_err(Failure::cause)))
+                }
                 Err(Failure::Ended(cause) | Failure::Failed(cause)) => (None, went_on, Some(Err(cause))),
             }
         };
@@ -195,8 +200,12 @@ impl Actor {
         }
     }
 
-    async fn go_on(&self, machine: &Arc<dyn Machine>) -> Result<(), End> {
-        save::go_on(&self.context, machine).await.map_err(|cause| End::Final(Phase::Failed, cause))
+    async fn go_on(&mut self, machine: &Arc<dyn Machine>) -> Result<(), End> {
+        let context = self.context.clone();
+        match self.unless_cut(save::go_on(&context, machine)).await {
+            Err(cut) => Err(self.cut_short(machine, cut).await),
+            Ok(went_on) => went_on.map_err(|cause| End::Final(Phase::Failed, cause)),
+        }
     }
 
     /// An adopted machine whose guest was told to stand still by an earlier agent goes on.
@@ -204,11 +213,7 @@ impl Actor {
         if !self.context.ledger.saving().suspended {
             return Ok(());
         }
-        let context = self.context.clone();
-        match self.unless_cut(save::go_on(&context, machine)).await {
-            Err(cut) => Err(self.cut_short(machine, cut).await),
-            Ok(went_on) => went_on.map_err(|cause| End::Final(Phase::Failed, cause)),
-        }
+        self.go_on(machine).await
     }
 
     /// `act`, unless an end is ordered before it is done.
@@ -231,13 +236,15 @@ impl Actor {
         }
     }
 
-    /// The guest may stand still: it is ended as any other once it runs.
+    /// The guest may stand still: it is ended as any other once it runs, if it comes to that within its grace.
     async fn cut_short(&mut self, machine: &Arc<dyn Machine>, cut: Cut) -> End {
         match cut {
             Cut::Detached => End::Detached,
             Cut::Stop(stop) => {
-                if let Err(error) = machine.resume().await {
-                    tracing::debug!(%error, "the machine did not stand still");
+                let grace = stop.grace.clamp(KILL_TIMEOUT, MAX_GRACE);
+                match tokio::time::timeout(grace, machine.resume()).await {
+                    Ok(Ok(())) => {}
+                    failed => tracing::debug!(?failed, "the machine does not go on to be ended"),
                 }
                 self.stop(machine, stop).await
             }

@@ -176,7 +176,19 @@ impl Machine for Fake {
         Box::pin(async { self.0.control(Fault::Pause, "paused") })
     }
     fn resume(&self) -> BoxFuture<'_, Result<(), ControlError>> {
-        Box::pin(async { self.0.control(Fault::Resume, "resumed") })
+        Box::pin(async {
+            if self.0.has(Fault::ResumeHangs) {
+                std::future::pending::<()>().await;
+            }
+            if self.0.has(Fault::ResumeLate) {
+                let mut late = self.0.resumes_late.lock().unwrap();
+                *late += 1;
+                if *late <= 3 {
+                    return Err(ControlError::Timeout(1));
+                }
+            }
+            self.0.control(Fault::Resume, "resumed")
+        })
     }
     fn save<'a>(
         &'a self,

@@ -5,7 +5,7 @@ use crate::host::snapshots::draft::Subject;
 use crate::host::snapshots::{Draft, FileIdentity};
 use crate::machine::ProcessRecord;
 use crate::registry::Registry;
-use crate::sandbox::fake_host::{World, host};
+use crate::sandbox::fake_host::{Fault, World, host};
 use crate::sandbox::record::Assignment;
 use crate::sandbox::record::tests::{ID, assignment};
 use pinfold_domain::{Epoch, Resources};
@@ -186,7 +186,7 @@ fn saving(held: &[&str], phase: Phase, saved: bool, change: impl FnOnce(&mut Rec
         let image = FileIdentity::of("base", &left.host.images.root_image("base").unwrap()).unwrap();
         let subject =
             Subject { tenant: "default".into(), source: ID.into(), spec, image, mmio_on_cmdline: false };
-        draft.publish(&subject).unwrap();
+        draft.publish(&subject, || true).unwrap();
     }
     left
 }
@@ -276,6 +276,32 @@ async fn a_guest_that_an_earlier_agent_left_standing_still_is_woken() {
     }
     left.report(&registry, Phase::Running).await.unwrap();
     left.ends(&registry).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vmm_that_is_late_to_go_on_is_asked_again_and_one_that_does_not_answer_is_given_up() {
+    // a large save of the earlier agent is not over yet
+    for phase in [Phase::Running, Phase::Pausing] {
+        let left = left(&ALL, |record| {
+            record.phase = phase;
+            record.saving.suspended = true;
+        });
+        left.world.break_by(Fault::ResumeLate);
+        let registry = left.recovered().await;
+        while !left.log().contains("resumed woken") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let report = left.report(&registry, Phase::Running).await.unwrap();
+        // the pause has failed, the sandbox has not
+        assert_eq!(report.cause.is_some(), phase == Phase::Pausing, "{report:?}");
+        left.ends(&registry).await;
+    }
+    let left = left(&ALL, |record| record.saving.suspended = true);
+    left.world.break_by(Fault::ResumeLate);
+    left.world.break_by(Fault::Status);
+    let registry = left.recovered().await;
+    let report = left.report(&registry, Phase::Failed).await.unwrap();
+    assert_eq!(report.cause.unwrap().reason, Reason::GuestUnresponsive);
 }
 
 #[tokio::test(start_paused = true)]

@@ -120,6 +120,34 @@ async fn a_machine_that_does_not_go_on_after_a_failed_pause_has_failed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_save_that_does_not_end_is_given_up_in_time_and_the_sandbox_goes_on() {
+    let bench = Bench::with([Fault::SaveHangs], |assignment| {
+        assignment.expires_at = assignment.assigned_at.after(Duration::from_secs(30_000));
+    });
+    bench.until(Phase::Running).await;
+    bench.pause(1);
+    bench.until(Phase::Pausing).await;
+    let begun = Instant::now();
+    bench.until(Phase::Running).await;
+    assert!((600..610).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    let cause = bench.ledger.record().cause.expect("why");
+    assert_eq!(cause, Cause::new(Reason::SnapshotFailed, "it was not saved within 600 s"));
+    bench.take_snapshot();
+    let Held::Failed(cause) = bench.snapshot_made().await else { panic!("it was made") };
+    assert_eq!(cause.reason, Reason::SnapshotFailed);
+    // a machine that does not go on after it does not hold up its end
+    bench.pause(2);
+    bench.until(Phase::Pausing).await;
+    bench.world.break_by(Fault::ResumeHangs);
+    tokio::time::sleep(Duration::from_secs(700)).await;
+    assert_eq!(bench.ledger.record().phase, Phase::Pausing);
+    let begun = Instant::now();
+    bench.order(Reason::StopRequested, Duration::from_secs(3));
+    assert_eq!(bench.end().await.1, Reason::StopRequested);
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_resume_that_never_ran_leaves_it_paused_and_says_why() {
     for fault in [Fault::Cgroup, Fault::Launch, Fault::Status] {
         let bench = paused().await;
