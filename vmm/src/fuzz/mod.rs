@@ -3,9 +3,11 @@
 //! `vmm/fuzz` wraps each in a libFuzzer binary; the unit test below replays every input that is kept in `vmm/fuzz/corpus`.
 //! Compiled for tests and with the feature `fuzzing` only, so nothing of it is in the shipped binary.
 
+mod balloon;
 mod devices;
 mod files;
 mod lines;
+mod net;
 mod ops;
 mod saved;
 
@@ -17,6 +19,8 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("transport", devices::transport),
     ("rng", devices::rng),
     ("block", devices::block),
+    ("net", net::net),
+    ("balloon", balloon::balloon),
     ("vsock", devices::vsock),
     ("vsock_packets", devices::vsock_packets),
     ("kernel", files::kernel),

@@ -2,6 +2,7 @@
 
 use super::devices::{block_device, memory_file, sockets};
 use super::ops::{self, Op};
+use super::{balloon, net};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::driver::Driven;
 use crate::devices::virtio::mmio::persist::TransportState;
@@ -83,9 +84,14 @@ pub fn device_state(data: &[u8]) {
 
 fn device(kind: u8) -> Driven {
     let metrics = Arc::new(Metrics::default());
-    let device: Box<dyn VirtioDevice> = match kind % 3 {
+    let device: Box<dyn VirtioDevice> = match kind % 5 {
         0 => Box::new(Rng::new(Arc::clone(&metrics))),
         1 => block_device(false, &metrics),
+        2 => net::device(false, &metrics).0,
+        3 => {
+            let (memory, device) = balloon::device(&metrics);
+            return ops::driven_over(memory, device, metrics);
+        }
         _ => return sockets().driven,
     };
     ops::driven(device, metrics)

@@ -16,8 +16,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-pub(super) const RECEIVE: usize = 0;
-pub(super) const TRANSMIT: usize = 1;
+pub(crate) const RECEIVE: usize = 0;
+pub(crate) const TRANSMIT: usize = 1;
 pub const QUEUE_SIZE: u16 = 256;
 const QUEUE_SIZES: [u16; 2] = [QUEUE_SIZE; 2];
 
@@ -51,8 +51,18 @@ impl Net {
         transmit_rate: RateLimit,
         metrics: Arc<Metrics>,
     ) -> Result<Self, NetError> {
+        Self::over(Tap::new(tap)?, mac, receive_rate, transmit_rate, metrics)
+    }
+
+    pub(crate) fn over(
+        tap: Tap,
+        mac: [u8; 6],
+        receive_rate: RateLimit,
+        transmit_rate: RateLimit,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, NetError> {
         Ok(Self {
-            tap: Tap::new(tap)?,
+            tap,
             mac,
             features: 0,
             receiver: Receiver::new(Gate::new(receive_rate)?),

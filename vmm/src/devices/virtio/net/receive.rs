@@ -125,8 +125,10 @@ impl Net {
                     io.queues[RECEIVE].disable_kicks(memory)?;
                     continue;
                 }
-                match self.read_frame(memory) {
+                match self.read_frame(memory, &mut turn) {
                     Some(bytes) => self.receiver.held = Some(bytes),
+                    // the tap tells an arrival once: what it still has must be asked for
+                    None if turn.is_over() => break Progress::More,
                     None => break Progress::Done,
                 }
             }
@@ -168,18 +170,20 @@ impl Net {
         }
     }
 
-    /// Reads frames until one is for the guest; its length with the header.
-    fn read_frame(&mut self, memory: &GuestMemory) -> Option<u64> {
-        // bounded: at most as many frames in vain as the queue is long
-        for _ in 0..super::device::QUEUE_SIZE {
+    /// Reads frames until one is for the guest; its length with the header. None: the tap is empty, or the turn is over.
+    fn read_frame(&mut self, memory: &GuestMemory, turn: &mut Turn) -> Option<u64> {
+        while !turn.is_over() {
             let room = self.room()?;
             match self.read_once() {
                 Ok(bytes) if (HEADER_BYTES as u64..=room).contains(&bytes) && self.is_agreed(memory) => {
                     return Some(bytes);
                 }
                 // longer than the buffers, not for this driver, or no frame at all
-                Ok(_) => self.metrics.net.dropped.increment(),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Ok(bytes) => {
+                    self.metrics.net.dropped.increment();
+                    turn.spend(bytes);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => turn.spend(0),
                 Err(error) => {
                     let is_empty = error.kind() == ErrorKind::WouldBlock;
                     self.metrics.net.host_errors.add(u64::from(!is_empty));

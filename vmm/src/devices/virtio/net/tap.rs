@@ -53,6 +53,13 @@ impl Tap {
         Ok(tap)
     }
 
+    /// A socket that keeps the borders of frames in place of a tap, for tests and fuzzing.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn over_socket(socket: std::os::unix::net::UnixDatagram) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self { file: File::from(std::os::fd::OwnedFd::from(socket)) })
+    }
+
     fn set_up(&self) -> io::Result<()> {
         let fd = self.file.as_raw_fd();
         let bytes = HEADER_BYTES as libc::c_int;

@@ -150,6 +150,28 @@ fn a_frame_that_is_too_long_for_its_buffer_is_dropped_whole() {
 }
 
 #[test]
+fn a_frame_behind_many_that_are_dropped_comes_without_another_event() {
+    with_card(0, |mut card| {
+        card.offer(4, 100);
+        for _ in 0..QUEUE_SIZE + 20 {
+            card.host.send(&frame(MAC, HOST, &[7; 1000]));
+        }
+        card.host.send(&frame(MAC, HOST, b"short enough"));
+        card.host_event();
+        let kick = &card.driven.transport.kicks()[RECEIVE];
+        // as the event loop does: the device is called again while it asks for that
+        let mut turns = 1;
+        while kick.read().is_ok() && turns < 10 {
+            card.driven.transport.queue_event(RECEIVE);
+            turns += 1;
+        }
+        assert_eq!(card.driven.metrics.net.dropped.get(), u64::from(QUEUE_SIZE) + 20);
+        assert_eq!(card.driven.rings[RECEIVE].take_used().len(), 1, "after {turns} turns");
+        assert!((2..10).contains(&turns), "{turns} turns");
+    });
+}
+
+#[test]
 fn a_long_frame_fills_several_buffers_of_a_guest_that_merges_them() {
     let features = F_MRG_RXBUF | F_GUEST_CSUM | F_GUEST_TSO4;
     with_card(features, |mut card| {
