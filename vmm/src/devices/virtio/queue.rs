@@ -186,13 +186,22 @@ pub const TURN_BYTES: u64 = 4 << 20;
 /// What a request counts for at least: it costs a system call, however short it is.
 const REQUEST_BYTES_MIN: u64 = 16 << 10;
 
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handled {
+    /// so many bytes were written into the chain
+    Done(u32),
+    /// it stays in the queue and comes again in the next turn
+    Later,
+}
+
 /// Runs `handle` over the requests of a queue, at most as many as the queue is long and not much more than [`TURN_BYTES`],
-/// and interrupts the driver if it wants that. `handle` returns how many bytes it wrote into the chain.
+/// and interrupts the driver if it wants that.
 pub fn drain(
     queue: &mut VirtQueue,
     memory: &GuestMemory,
     interrupt: &super::interrupt::Interrupt,
-    mut handle: impl FnMut(&Chain) -> Result<u32, BrokenQueue>,
+    mut handle: impl FnMut(&Chain) -> Result<Handled, BrokenQueue>,
 ) -> Result<super::Progress, BrokenQueue> {
     queue.disable_kicks(memory)?;
     let mut progress = super::Progress::Done;
@@ -203,8 +212,13 @@ pub fn drain(
             let Some(chain) = queue.pop(memory)? else { break };
             left -= 1;
             bytes += REQUEST_BYTES_MIN.max(chain.readable_bytes() + chain.writable_bytes());
-            let written = handle(&chain)?;
-            queue.push_used(memory, chain.head, written)?;
+            match handle(&chain)? {
+                Handled::Done(written) => queue.push_used(memory, chain.head, written)?,
+                Handled::Later => {
+                    queue.undo_pop();
+                    left = 0;
+                }
+            }
         }
         if left == 0 || bytes >= TURN_BYTES {
             progress = super::Progress::More;

@@ -48,6 +48,8 @@ pub struct Balloon {
     /// the buffer in which the driver has told how it does; given back, it is asked to tell again (5.5.6.3)
     pub(super) statistics: Option<Chain>,
     pub(super) statistics_wanted: bool,
+    /// of the request at the head of each queue: runs of pages that went back in turns before
+    pub(super) done: [usize; QUEUE_SIZES.len()],
     asked_at: Option<Instant>,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -61,6 +63,7 @@ impl Balloon {
             features: 0,
             statistics: None,
             statistics_wanted: false,
+            done: [0; QUEUE_SIZES.len()],
             asked_at: None,
             metrics,
         }
@@ -126,7 +129,9 @@ impl VirtioDevice for Balloon {
     }
 
     fn features(&self) -> u64 {
-        F_STATS | F_DEFLATE_ON_OOM | F_PAGE_POISON | F_REPORTING
+        // nothing is reported where nothing can go back (5.5.6.4)
+        let reporting = if self.releaser.can_release() { F_PAGE_POISON | F_REPORTING } else { 0 };
+        F_STATS | F_DEFLATE_ON_OOM | reporting
     }
 
     fn config(&self) -> &[u8] {
@@ -152,6 +157,7 @@ impl VirtioDevice for Balloon {
     fn reset(&mut self) {
         self.features = 0;
         self.statistics = None;
+        self.done = [0; QUEUE_SIZES.len()];
         self.set_numbers([self.number(NUM_PAGES_AT), 0, 0]);
     }
 

@@ -6,10 +6,13 @@
 //! | memory | how | then reads |
 //! |---|---|---|
 //! | shared (memfd) | a hole is punched into the file | zero |
-//! | huge pages | MADV_DONTNEED, whole huge pages only | zero |
+//! | huge pages (hugetlbfs) | they stay, and reporting is not offered | as before |
 //! | private, a block that was released whole before | MADV_DONTNEED | zero |
 //! | private, a whole block for the first time | anonymous memory is mapped over it | zero |
 //! | private, part of such a block | MADV_DONTNEED if zero is not asked for, else it stays | as in the file it was mapped from |
+//!
+//! Huge pages are set aside for the machine when it begins. Dropped, one either stays set aside, so that nobody gains, or
+//! (Linux before 6.9) is anyone's, and the guest ends when it touches it again and the pool is empty.
 //!
 //! The fourth row is there because a private block may be that of a file, a kernel's or a snapshot's, or may be filled by a
 //! page-fault handler: dropped, it would have its *old* contents again. Mapped over, it gets the same advices as its
@@ -64,6 +67,11 @@ impl Releaser {
         Self { memory: memory.clone(), anonymous, mapped_over: 0 }
     }
 
+    /// Whether any of the memory can go back.
+    pub fn can_release(&self) -> bool {
+        self.memory.iter().any(|region| backing(region) != Backing::HugePages)
+    }
+
     pub fn memory_bytes(&self) -> u64 {
         self.memory.iter().map(GuestMemoryRegion::len).sum()
     }
@@ -90,10 +98,7 @@ impl Releaser {
         let Some(region) = self.memory.iter().nth(index) else { return 0 };
         match backing(region) {
             Backing::Shared => advise(region, from, to, libc::MADV_REMOVE),
-            Backing::HugePages => {
-                let (from, to) = whole_blocks(region, from, to);
-                if from < to { advise(region, from, to, libc::MADV_DONTNEED) } else { 0 }
-            }
+            Backing::HugePages => 0,
             Backing::Private => self.release_private(index, from, to, zero),
         }
     }
@@ -151,11 +156,6 @@ impl Releaser {
             }
         }
     }
-}
-
-/// The whole huge pages of a range.
-fn whole_blocks(region: &GuestRegionMmap<()>, from: u64, to: u64) -> (u64, u64) {
-    (from.next_multiple_of(BLOCK_BYTES), to.min(region.len()) / BLOCK_BYTES * BLOCK_BYTES)
 }
 
 fn host_address(region: &GuestRegionMmap<()>, offset: u64) -> Option<*mut libc::c_void> {

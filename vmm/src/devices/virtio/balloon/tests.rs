@@ -1,6 +1,7 @@
 //! Pages that go and come, right and wrong, over memory of several kinds.
 
 use super::device::{Balloon, F_DEFLATE_ON_OOM, F_PAGE_POISON, F_REPORTING, F_STATS};
+use super::events::RUNS_MAX;
 use super::release::BLOCK_BYTES;
 use crate::devices::virtio::command::{Command, Outcome};
 use crate::devices::virtio::driver::{DATA, Driven};
@@ -12,7 +13,8 @@ use crate::metrics::Metrics;
 use proptest::prelude::*;
 use std::sync::Arc;
 use virtio_bindings::virtio_mmio as register;
-use vm_memory::GuestAddress;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
@@ -57,6 +59,62 @@ fn pages_in_the_balloon_are_given_back_and_come_again_when_they_are_used() {
     assert_eq!(driven.read(PAGES, 4096), [9; 4096]);
     assert_eq!(driven.metrics.balloon.deflated_pages.get(), 2);
     assert_eq!(driven.guest_errors(), 0);
+}
+
+/// Calls the device as long as it asks for it, as the event loop does; how many turns it took.
+fn turns(driven: &Driven, queue: usize) -> usize {
+    let mut turns = 1;
+    while driven.transport.kicks()[queue].read().is_ok() {
+        driven.transport.queue_event(queue);
+        turns += 1;
+        assert!(turns < 1000, "it asks for ever");
+    }
+    turns
+}
+
+#[test]
+fn a_list_of_scattered_pages_takes_turns() {
+    let mut driven = balloon(0);
+    driven.write(PAGES, &vec![7; 16 << 20]);
+    // every other page: no two go together; one is no memory
+    let mut list: Vec<u32> = (0..2 * RUNS_MAX as u32 + 100).map(|index| number(PAGES) + 2 * index).collect();
+    list.push(u32::MAX);
+    pages(&mut driven, INFLATE, &list);
+    assert_eq!(driven.metrics.balloon.inflated_pages.get(), RUNS_MAX as u64, "of one turn");
+    assert_eq!(driven.rings[INFLATE].take_used(), [], "the guest must wait");
+    assert_eq!(turns(&driven, INFLATE), 3);
+    assert_eq!(driven.rings[INFLATE].take_used().len(), 1);
+    assert_eq!(driven.metrics.balloon.inflated_pages.get(), list.len() as u64 - 1, "each once");
+    assert_eq!(driven.guest_errors(), 1);
+    let (even, odd) = (PAGES + 4096 * 4000, PAGES + 4096 * 3999);
+    assert_eq!((driven.read(even, 1), driven.read(odd, 1)), (vec![0], vec![7]));
+}
+
+/// What a region of huge pages is for the device, of pages that every host has.
+fn as_huge_pages() -> GuestMemory {
+    let plain = crate::memory::allocate(BYTES).expect("memory");
+    let region = plain.iter().next().expect("one region");
+    // SAFETY: the mapping has this length and protection, and is never unmapped.
+    let builder = unsafe { MmapRegionBuilder::new(region.size()).with_raw_mmap_pointer(region.as_ptr()) };
+    let huge = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
+    let mapping = builder.with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE).with_mmap_flags(huge).build();
+    let region = GuestRegionMmap::new(mapping.expect("a mapping"), GuestAddress(0)).expect("at the start");
+    GuestMemory::from_regions(vec![region]).expect("memory")
+}
+
+#[test]
+fn huge_pages_stay_and_no_reports_of_them_are_asked_for() {
+    let memory = as_huge_pages();
+    let metrics = Arc::new(Metrics::default());
+    let device = Balloon::new(&memory, Arc::clone(&metrics));
+    assert_eq!(device.features() & (F_REPORTING | F_PAGE_POISON), 0);
+    let mut driven = Driven::over_with(memory, Box::new(device), metrics, BASE);
+    driven.write(PAGES, &vec![7; BLOCK_BYTES as usize]);
+    let all: Vec<u32> = (number(PAGES)..number(PAGES + BLOCK_BYTES)).collect();
+    pages(&mut driven, INFLATE, &all);
+    assert_eq!(driven.rings[INFLATE].take_used().len(), 1);
+    assert_eq!(driven.read(PAGES, BLOCK_BYTES as usize), vec![7; BLOCK_BYTES as usize]);
+    assert_eq!(driven.metrics.balloon.kept_bytes.get(), BLOCK_BYTES);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::device::Rng;
 use crate::devices::virtio::chain::Chain;
-use crate::devices::virtio::queue::{BrokenQueue, drain};
+use crate::devices::virtio::queue::{BrokenQueue, Handled, drain};
 use crate::devices::virtio::{DeviceIo, Progress};
 use crate::memory::GuestMemory;
 use std::io;
@@ -13,7 +13,7 @@ pub const REQUEST_BYTES: u64 = 4096;
 impl Rng {
     pub(super) fn requests(&mut self, queue: usize, io: &mut DeviceIo<'_>) -> Result<Progress, BrokenQueue> {
         let (memory, interrupt) = (io.memory, io.interrupt);
-        drain(&mut io.queues[queue], memory, interrupt, |chain| self.answer(memory, chain))
+        drain(&mut io.queues[queue], memory, interrupt, |chain| self.answer(memory, chain).map(Handled::Done))
     }
 
     fn answer(&self, memory: &GuestMemory, chain: &Chain) -> Result<u32, BrokenQueue> {
