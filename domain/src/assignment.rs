@@ -109,6 +109,9 @@ pub struct Sandbox {
     /// what it holds on its node, where that is not what its spec says; see [`Sandbox::held`]
     #[serde(default)]
     pub held: Option<Resources>,
+    /// assignments that a node refused for want of room: they do not count as attempts
+    #[serde(default)]
+    pub refused_for_room: u64,
 }
 
 impl Sandbox {

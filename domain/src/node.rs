@@ -42,7 +42,7 @@ pub struct Node {
     pub state: NodeState,
     /// what sandboxes may take in all
     pub allocatable: Resources,
-    /// what is reserved by placed sandboxes
+    /// what placed sandboxes and the preparation of templates take
     pub reserved: Resources,
     pub labels: BTreeMap<String, String>,
     /// failure domain; empty when the operator gave none

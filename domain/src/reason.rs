@@ -79,7 +79,7 @@ reasons! {
     TemplateExists = "TemplateExists",
     /// the one node that could do it has no room for it now
     NoRoom = "NoRoom",
-    /// a bound on stored snapshots or templates was reached
+    /// a bound on stored snapshots or templates, or on orders that wait for a sandbox, was reached
     LimitReached = "LimitReached",
     /// a fault of Pinfold
     Internal = "Internal",

@@ -142,6 +142,7 @@ pub(crate) fn insert(state: &mut State, wanted: Wanted, origin: Option<Origin>) 
         origin,
         order: 0,
         held: None,
+        refused_for_room: 0,
     };
     state.sandboxes.insert(id, Entry::new(sandbox));
     state.reach(id, Milestone::Accepted, now);

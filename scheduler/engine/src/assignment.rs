@@ -9,6 +9,9 @@
 //!     +-------------------------------> Expired ---+    after `assignment_attempts`: failed with NodeRefused
 //! ```
 //!
+//! A refusal for want of room is no failed attempt: the node takes room for something that is not in our account yet, or
+//! is no longer in it, and that passes. It has a bound of its own, `room_refusals`, and a wait that grows.
+//!
 //! Each assignment has its own epoch, one more than the last. What a node says of another epoch is never believed; what
 //! runs under another epoch is stopped. The epoch is stored, so it also counts the attempts across restarts.
 
@@ -24,6 +27,9 @@ use pinfold_domain::{
     Cause, Epoch, Explanation, Milestone, Millis, NodeId, Phase, Reason, Sandbox, SandboxId, Timestamp,
     Transition,
 };
+
+/// Of the wait before a node that had no room is asked again.
+const MAX_DOUBLINGS: u64 = 4;
 
 /// When the last assignment was made.
 pub(crate) fn placed_at(sandbox: &Sandbox) -> Option<Timestamp> {
@@ -127,9 +133,15 @@ pub(crate) fn expire(state: &mut State, id: SandboxId) {
 
 /// Takes an assignment back: the next node, or the end after too many.
 fn withdraw(state: &mut State, id: SandboxId, node: &NodeId, cause: Cause) {
-    let attempts = state.sandbox(id).map_or(0, |sandbox| sandbox.epoch.0);
-    if attempts >= state.config.assignment_attempts {
-        let last = format!("{attempts} assignments, the last one to {node}: {}", cause.message);
+    let for_room = cause.reason == Reason::HostResources;
+    if let Some(entry) = state.sandboxes.get_mut(&id) {
+        entry.sandbox.refused_for_room += u64::from(for_room);
+    }
+    let counts = |sandbox: &Sandbox| (sandbox.epoch.0, sandbox.refused_for_room);
+    let (assignments, refused_for_room) = state.sandbox(id).map_or((0, 0), counts);
+    let attempts = assignments.saturating_sub(refused_for_room);
+    if attempts >= state.config.assignment_attempts || refused_for_room > state.config.room_refusals {
+        let last = format!("{assignments} assignments, the last one to {node}: {}", cause.message);
         ending::finish(state, id, Ending::Failed(Cause::new(Reason::NodeRefused, last)));
         return;
     }
@@ -141,7 +153,8 @@ fn withdraw(state: &mut State, id: SandboxId, node: &NodeId, cause: Cause) {
         return;
     }
     state.cluster.release(node, id);
-    let until = state.now.after(state.config.refusal_backoff);
+    let doublings = if for_room { refused_for_room.saturating_sub(1).min(MAX_DOUBLINGS) } else { 0 };
+    let until = state.now.after(Millis(state.config.refusal_backoff.0.saturating_mul(1 << doublings)));
     if let Some(entry) = state.sandboxes.get_mut(&id) {
         entry.sandbox.node = None;
         entry.refused_by.insert(node.clone(), until);

@@ -28,6 +28,9 @@ pub struct EngineConfig {
     /// an assignment that the node has not accepted after this is given to another
     #[serde(rename = "assignment_timeout_ms")]
     pub assignment_timeout: Millis,
+    /// assignments of a sandbox that may be refused for want of room besides; the wait before the next doubles with each, up to
+    /// 16 times the first
+    pub room_refusals: u64,
     /// how long a node that refused a sandbox is not asked again for it
     #[serde(rename = "refusal_backoff_ms")]
     pub refusal_backoff: Millis,
@@ -95,6 +98,7 @@ impl Default for EngineConfig {
             queue_length: 10_000,
             nodes: 10_000,
             assignment_attempts: 3,
+            room_refusals: 24,
             assignment_timeout: Millis::from_secs(10),
             refusal_backoff: Millis::from_secs(2),
             start_margin: Millis::from_secs(10),

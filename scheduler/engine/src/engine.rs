@@ -43,6 +43,7 @@ impl Engine {
         take(state, event);
         lifetimes::run_due(state);
         assignment::drain(state);
+        templates::tend(state);
         snapshots::sweep(state);
         lifetimes::trim(state);
         let effects = state.flush();
@@ -75,13 +76,14 @@ impl Engine {
         self.state.sandboxes.values().map(|entry| &entry.sandbox)
     }
 
-    /// The nodes in the order of their names, with what is reserved on them.
+    /// The nodes in the order of their names, with what is taken on them by sandboxes and by the preparation of templates.
     pub fn nodes(&self) -> impl Iterator<Item = Node> {
-        self.state.cluster.registered().map(|entry| entry.node.clone())
+        self.state.cluster.registered().map(|entry| Node { reserved: entry.taken(), ..entry.node.clone() })
     }
 
     pub fn node(&self, id: &NodeId) -> Option<Node> {
-        self.state.cluster.get(id).filter(|entry| entry.registered).map(|entry| entry.node.clone())
+        let entry = self.state.cluster.get(id).filter(|entry| entry.registered)?;
+        Some(Node { reserved: entry.taken(), ..entry.node.clone() })
     }
 
     /// How many sandboxes wait for room.

@@ -42,6 +42,13 @@ fn rooms(state: &State) -> Result<(), String> {
         if sum != entry.node.reserved || entry.node.sandboxes != entry.reservations.len() as u64 {
             return Err(format!("{id}: reserved is {:?}, its sandboxes take {sum:?}", entry.node.reserved));
         }
+        let at_work = entry.templates.values().filter(|here| here.stage.is_at_work());
+        let preparing = at_work.map(|here| here.resources).try_fold(Resources::default(), |sum, next| {
+            sum.checked_add(&next).ok_or_else(|| format!("{id}: the sum of its preparations overflows"))
+        })?;
+        if preparing != entry.preparing {
+            return Err(format!("{id}: templates take {:?}, they add up to {preparing:?}", entry.preparing));
+        }
         let over = |room: &Resources| sum.first_excess(room);
         if let Some(dimension) = over(&entry.node.allocatable)
             && entry.registered
@@ -49,7 +56,8 @@ fn rooms(state: &State) -> Result<(), String> {
         {
             return Err(format!("{id} is over-committed in {}: {sum:?}", dimension.name()));
         }
-        if entry.node.state == NodeState::Lost && !entry.reservations.is_empty() {
+        let holds_room = !entry.reservations.is_empty() || preparing != Resources::default();
+        if entry.node.state == NodeState::Lost && holds_room {
             return Err(format!("{id} is lost and still holds room"));
         }
         let speaks = matches!(entry.node.state, NodeState::Disconnected | NodeState::Lost);

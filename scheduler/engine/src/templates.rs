@@ -1,8 +1,20 @@
 //! Templates, and which node has prepared which. What is stored of a template never changes; how far each node is with it
 //! is soft, drawn in `pinfold_domain::template`, and told anew by each of the node's lists.
 //!
-//! A node is asked for one template at a time, the oldest first, and only for what it could hold. Nothing here is needed
-//! for a create to work: where a template is not prepared, the sandbox boots.
+//! A node is asked for one template at a time, the oldest first, and only while it has room for the machine that it boots
+//! for it: that room is held from the moment when it is asked until it says that it is done, so that no sandbox is placed
+//! there that the node would refuse. Sandboxes that wait go first. Nothing here is needed for a create to work: where a
+//! template is not prepared, the sandbox boots.
+//!
+//! ```text
+//!              ask              begun            saved
+//!   (nothing) -----> Asked ------------> Preparing -----> Prepared      room is held in Asked, Preparing, Dropping
+//!     ^   ^            |                     |               |
+//!     |   |            +------- fail --------+               |
+//!     |   +--- after a while --- Failed <----+               |
+//!     +------------ listed as failed: asked again at once ---+
+//!     +--- done, or not listed --- Dropping <--- deleted --- (Asked, Preparing)
+//! ```
 
 use crate::cluster::node::{NodeEntry, Stage, TemplateHere};
 use crate::event::{CallId, Change, Effect, Operation, Rejection, SessionId};
@@ -25,8 +37,9 @@ pub struct TemplateStatus {
     pub eligible: u32,
     pub preparing: u32,
     pub prepared: u32,
+    /// those that are not asked for it now too
     pub failed: u32,
-    /// of the first node that failed
+    /// of the first of them
     pub last_failure: Option<Cause>,
 }
 
@@ -34,6 +47,8 @@ pub struct TemplateStatus {
 pub(crate) struct Templates {
     by_id: BTreeMap<TemplateId, Template>,
     by_name: BTreeMap<(TenantId, String), TemplateId>,
+    /// nodes that may be asked for one more, at the end of a step
+    untended: BTreeSet<NodeId>,
 }
 
 impl Templates {
@@ -102,15 +117,33 @@ fn may_create(state: &State, template: &Template) -> Result<(), Rejection> {
         let message = format!("there are {count} templates already, the limit is {limit}");
         return Err(reject(Reason::LimitReached, message));
     }
+    let mut eligible = state.cluster.not_lost().filter(|entry| could_hold(entry, template)).peekable();
+    if eligible.peek().is_some() && eligible.all(|entry| wanted_on(state, entry) >= per_node(state)) {
+        let limit = per_node(state);
+        let message = format!(
+            "every node that could hold it has {limit} templates to prepare already, templates_per_node is {limit}"
+        );
+        return Err(reject(Reason::LimitReached, message));
+    }
     Ok(())
+}
+
+fn per_node(state: &State) -> usize {
+    state.config.templates_per_node
+}
+
+/// How many of those that are kept the node has prepared, or will be asked for.
+fn wanted_on(state: &State, entry: &NodeEntry) -> usize {
+    let failed = |id| entry.templates.get(id).is_some_and(|here: &TemplateHere| here.stage == Stage::Failed);
+    let all = state.templates.by_id.iter().filter(|(id, _)| !failed(*id));
+    all.filter(|(_, template)| could_hold(entry, template)).count()
 }
 
 fn store(state: &mut State, template: Template) {
     state.outbox.records.push(Change::PutTemplate(Box::new(template.clone())));
     state.templates.insert(template);
-    for node in registered(state) {
-        tend(state, &node);
-    }
+    let nodes = registered(state);
+    state.templates.untended.extend(nodes);
 }
 
 fn registered(state: &State) -> Vec<NodeId> {
@@ -141,12 +174,11 @@ fn forget(state: &mut State, template: &Template) {
     state.templates.remove(template);
     state.outbox.records.push(Change::DeleteTemplate { id: template.id });
     for node in registered(state) {
-        let has = state.cluster.get(&node).is_some_and(|entry| entry.templates.contains_key(&template.id));
-        if has {
-            set(state, &node, template.id, None);
-            send_drop(state, &node, template.id);
-            tend(state, &node);
-        }
+        let known = state.cluster.get(&node).and_then(|entry| entry.templates.get(&template.id));
+        let Some(at_work) = known.map(|here| here.stage.is_at_work()) else { continue };
+        // its machine takes room until the node has ended it
+        set(state, &node, template, at_work.then_some((Stage::Dropping, None)));
+        send_drop(state, &node, template.id);
     }
 }
 
@@ -157,34 +189,42 @@ fn send_drop(state: &mut State, node: &NodeId, template_id: TemplateId) {
 }
 
 /// Changes what is known; a node is marked as changed only if it is.
-fn set(state: &mut State, node: &NodeId, id: TemplateId, here: Option<(Stage, Option<Cause>)>) {
-    let now = state.now;
+fn set(state: &mut State, node: &NodeId, template: &Template, here: Option<(Stage, Option<Cause>)>) {
+    let (id, since, resources) = (template.id, state.now, template.resources);
     let Some(known) = state.cluster.get(node).map(|entry| entry.templates.get(&id)) else { return };
     let before = known.map(|known| (known.stage, known.cause.clone()));
     if before == here {
         return;
     }
-    let Some(entry) = state.cluster.get_mut(node) else { return };
-    match here {
-        Some((stage, cause)) => drop(entry.templates.insert(id, TemplateHere { stage, since: now, cause })),
-        None => drop(entry.templates.remove(&id)),
-    }
+    put(state, node, id, here.map(|(stage, cause)| TemplateHere { stage, since, cause, resources }));
 }
 
-/// Asks a node for the next template that it lacks, unless it is busy with one.
-fn tend(state: &mut State, node: &NodeId) {
-    let Some((session, next)) = next_for(state, node) else { return };
-    set(state, node, next.id, Some((Stage::Asked, None)));
-    let node = node.clone();
-    state.outbox.send(Effect::PrepareTemplate { node, session, template: Box::new(next) });
+fn put(state: &mut State, node: &NodeId, id: TemplateId, here: Option<TemplateHere>) {
+    let gained = state.cluster.get_mut(node).is_some_and(|entry| entry.set_template(id, here));
+    if gained {
+        state.cluster.wake(node);
+    }
+    state.templates.untended.insert(node.clone());
+}
+
+/// Asks nodes for the next template that they lack, unless they are busy with one. After the queue was looked at: what
+/// waits there and fits has its room already.
+pub(crate) fn tend(state: &mut State) {
+    if state.queue.unfinished {
+        return;
+    }
+    for node in std::mem::take(&mut state.templates.untended) {
+        let Some((session, next)) = next_for(state, &node) else { continue };
+        set(state, &node, &next, Some((Stage::Asked, None)));
+        state.templates.untended.remove(&node);
+        state.outbox.send(Effect::PrepareTemplate { node, session, template: Box::new(next) });
+    }
 }
 
 fn next_for(state: &State, node: &NodeId) -> Option<(SessionId, Template)> {
     let entry = state.cluster.get(node)?;
     let session = entry.session.filter(|_| entry.registered && entry.node.state == NodeState::Ready)?;
-    let busy = |here: &TemplateHere| matches!(here.stage, Stage::Asked | Stage::Preparing);
-    let prepared = entry.templates.values().filter(|here| here.stage == Stage::Prepared).count();
-    if entry.templates.values().any(busy) || prepared >= state.config.templates_per_node {
+    if entry.templates.values().any(|here| here.stage.is_at_work()) || is_full(state, entry) {
         return None;
     }
     let due = |template: &&Template| match entry.templates.get(&template.id) {
@@ -194,9 +234,17 @@ fn next_for(state: &State, node: &NodeId) -> Option<(SessionId, Template)> {
         }
         Some(_) => false,
     };
-    let mut wanted =
-        state.templates.by_id.values().filter(due).filter(|template| could_hold(entry, template));
+    let fits = |template: &&Template| {
+        could_hold(entry, template) && template.resources.first_excess(&entry.free()).is_none()
+    };
+    let mut wanted = state.templates.by_id.values().filter(due).filter(fits);
     wanted.next().map(|template| (session, template.clone()))
+}
+
+/// It has prepared as many as it may.
+fn is_full(state: &State, entry: &NodeEntry) -> bool {
+    let prepared = entry.templates.values().filter(|here| here.stage == Stage::Prepared).count();
+    prepared >= per_node(state)
 }
 
 /// The node could hold it when empty.
@@ -205,19 +253,44 @@ fn could_hold(entry: &NodeEntry, template: &Template) -> bool {
     filter::first_rejection_when_empty(entry, &requirement).is_none()
 }
 
+/// Why a node that could hold it is not asked for it now; `None` when it is about to be.
+fn why_not_now(state: &State, entry: &NodeEntry, template: &Template) -> Option<Cause> {
+    let node = &entry.node.id;
+    if is_full(state, entry) {
+        let limit = per_node(state);
+        let message = format!("node {node} has prepared {limit} templates, templates_per_node is {limit}");
+        return Some(Cause::new(Reason::LimitReached, message));
+    }
+    if entry.session.is_none() || entry.node.state != NodeState::Ready {
+        let message = format!("node {node} is {}", entry.node.state.as_str());
+        return Some(Cause::new(Reason::NodeUnreachable, message));
+    }
+    // whatever it prepares now will be done some time
+    let free = entry.node.allocatable.saturating_sub(&entry.node.reserved);
+    let short = template.resources.first_excess(&free)?;
+    let message = format!("node {node} has no room to prepare it: {}", short.name());
+    Some(Cause::new(Reason::NoRoom, message))
+}
+
 /// One change on one node.
 pub(crate) fn report(state: &mut State, node: &NodeId, session: SessionId, status: TemplateReport) {
-    if !state.cluster.is_in_session(node, session) {
-        return;
+    if state.cluster.is_in_session(node, session) {
+        take_over(state, node, status);
     }
-    take_over(state, node, status);
-    tend(state, node);
 }
 
 fn take_over(state: &mut State, node: &NodeId, status: TemplateReport) {
     let id = status.template_id;
-    if state.templates.get(id).is_none() {
+    let before = state.cluster.get(node).and_then(|entry| entry.templates.get(&id)).map(|here| here.stage);
+    let Some(template) = state.templates.get(id).cloned() else {
+        if before.is_some() && status.preparation != Preparation::Preparing {
+            put(state, node, id, None);
+        }
         return send_drop(state, node, id);
+    };
+    // what was saved is of no use any more, and nothing was tried in vain: it is asked for at once
+    if (before, status.preparation) == (Some(Stage::Prepared), Preparation::Failed) {
+        return set(state, node, &template, None);
     }
     let stage = match status.preparation {
         Preparation::Preparing => Stage::Preparing,
@@ -226,12 +299,13 @@ fn take_over(state: &mut State, node: &NodeId, status: TemplateReport) {
     };
     let no_cause = || Cause::new(Reason::SnapshotFailed, "the node gave no cause");
     let cause = (stage == Stage::Failed).then(|| status.cause.unwrap_or_else(no_cause));
-    set(state, node, id, Some((stage, cause)));
+    set(state, node, &template, Some((stage, cause)));
 }
 
-/// The node was asked so short a time ago that its list may not know of it.
+/// The node was told so short a time ago that its list may not know of it.
 fn is_fresh(state: &State, here: &TemplateHere) -> bool {
-    here.stage == Stage::Asked && state.now.since(here.since) < state.config.forgotten_after
+    matches!(here.stage, Stage::Asked | Stage::Dropping)
+        && state.now.since(here.since) < state.config.forgotten_after
 }
 
 /// The full list of a node whose session was checked.
@@ -246,7 +320,7 @@ pub(crate) fn list(state: &mut State, node: &NodeId, reports: Vec<TemplateReport
     let gone = entry.templates.iter().filter(|(id, here)| !seen.contains(id) && !kept(here));
     let gone: Vec<TemplateId> = gone.map(|(id, _)| *id).collect();
     for id in gone {
-        set(state, node, id, None);
+        put(state, node, id, None);
     }
     for report in reports {
         let known = state.cluster.get(node).and_then(|entry| entry.templates.get(&report.template_id));
@@ -257,7 +331,14 @@ pub(crate) fn list(state: &mut State, node: &NodeId, reports: Vec<TemplateReport
             take_over(state, node, report);
         }
     }
-    tend(state, node);
+    state.templates.untended.insert(node.clone());
+}
+
+/// The node was given up: what is on it is told when it comes back.
+pub(crate) fn node_lost(state: &mut State, node: &NodeId) {
+    let known: Vec<TemplateId> =
+        state.cluster.get(node).map_or_else(Vec::new, |entry| entry.templates.keys().copied().collect());
+    known.into_iter().for_each(|id| put(state, node, id, None));
 }
 
 /// At most `limit` templates of a tenant by their names, behind `after`.
@@ -280,10 +361,17 @@ pub(crate) fn status(state: &State, template: &Template) -> TemplateStatus {
         last_failure: None,
     };
     for entry in state.cluster.not_lost() {
-        status.eligible += u32::from(could_hold(entry, template));
-        let Some(here) = entry.templates.get(&template.id) else { continue };
+        let eligible = could_hold(entry, template);
+        status.eligible += u32::from(eligible);
+        let Some(here) = entry.templates.get(&template.id) else {
+            if let Some(cause) = why_not_now(state, entry, template).filter(|_| eligible) {
+                status.failed += 1;
+                status.last_failure = status.last_failure.or(Some(cause));
+            }
+            continue;
+        };
         match here.stage {
-            Stage::Asked | Stage::Preparing => status.preparing += 1,
+            Stage::Asked | Stage::Preparing | Stage::Dropping => status.preparing += 1,
             Stage::Prepared => status.prepared += 1,
             Stage::Failed => {
                 status.failed += 1;

@@ -143,6 +143,7 @@ pub fn sandbox(number: u128, revision: u64) -> Sandbox {
         origin: None,
         order: 0,
         held: None,
+        refused_for_room: 0,
     }
 }
 

@@ -66,7 +66,10 @@ impl Ledger {
                 let limit = sandbox.spec.start_timeout;
                 placed.is_some_and(|placed| sandbox.phase_at.since(placed) >= limit)
             }
-            Reason::NodeRefused => sandbox.epoch.0 >= config.assignment_attempts,
+            Reason::NodeRefused => {
+                let for_room = sandbox.refused_for_room;
+                sandbox.epoch.0 - for_room >= config.assignment_attempts || for_room > config.room_refusals
+            }
             Reason::NodeForgot => self.wiped.contains(&sandbox.id),
             Reason::NodeLost => silent,
             Reason::JailFailed => sandbox.phase == Phase::Failed,

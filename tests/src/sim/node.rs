@@ -22,7 +22,7 @@ pub enum Command {
     Resume { sandbox_id: SandboxId, epoch: Epoch, order: u64 },
     TakeSnapshot { snapshot_id: SnapshotId, sandbox_id: SandboxId, epoch: Epoch },
     DropSnapshot { snapshot_id: SnapshotId },
-    PrepareTemplate { template_id: TemplateId },
+    PrepareTemplate { template_id: TemplateId, resources: Resources },
     DropTemplate { template_id: TemplateId },
 }
 
@@ -106,6 +106,16 @@ pub(super) struct Instance {
     pub(super) order: u64,
 }
 
+/// What a node has of a template.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SimTemplate {
+    pub preparation: Preparation,
+    /// of the machine that is up while it is prepared
+    pub resources: Resources,
+    /// dropped while its machine is up: it is listed until that has ended
+    pub unwanted: bool,
+}
+
 #[derive(Debug)]
 pub struct SimNode {
     pub id: NodeId,
@@ -114,7 +124,7 @@ pub struct SimNode {
     pub habits: Habits,
     pub(super) instances: BTreeMap<SandboxId, Instance>,
     pub(super) snapshots: BTreeMap<SnapshotId, SnapshotState>,
-    pub(super) templates: BTreeMap<TemplateId, Preparation>,
+    pub(super) templates: BTreeMap<TemplateId, SimTemplate>,
     /// refusals for want of room
     pub out_of_room: u64,
     /// sandboxes that were to start from a snapshot that is not here
@@ -169,8 +179,10 @@ impl SimNode {
     /// What live instances really take.
     pub fn used(&self) -> Resources {
         let live = self.instances.values().filter(|instance| instance.is_live());
-        live.fold(Resources::default(), |sum, instance| {
-            sum.checked_add(&instance.held).expect("a simulated node is small")
+        let preparing = self.templates.values().filter(|t| t.preparation == Preparation::Preparing);
+        let taken = live.map(|instance| instance.held).chain(preparing.map(|template| template.resources));
+        taken.fold(Resources::default(), |sum, held| {
+            sum.checked_add(&held).expect("a simulated node is small")
         })
     }
 
@@ -184,6 +196,8 @@ impl SimNode {
     /// The agent was replaced. Its sandboxes live on; reports are counted anew.
     pub fn restart_agent(&mut self) {
         self.instances.values_mut().for_each(|instance| instance.sequence = 1);
+        // the machine of a preparation goes with the agent that booted it
+        self.templates.retain(|_, template| template.preparation != Preparation::Preparing);
     }
 
     pub fn command(&mut self, now: Timestamp, command: Command, rng: &mut Rng) -> Outcome {
@@ -213,8 +227,8 @@ impl SimNode {
         outcome: &mut Outcome,
     ) {
         let (sandbox_id, epoch, resources) = (sandbox.id, sandbox.epoch, sandbox.spec.resources);
-        let mut refuse = |why: &str| {
-            let cause = Cause::new(Reason::HostResources, why);
+        let mut refuse = |reason, why: &str| {
+            let cause = Cause::new(reason, why);
             outcome.messages.push(Message::Refused { sandbox_id, epoch, cause });
         };
         let mut used = self.used();
@@ -223,7 +237,7 @@ impl SimNode {
                 return outcome.messages.push(Message::Report(instance.report(sandbox_id)));
             }
             if !self.habits.replaces {
-                return refuse("another epoch of it is still here");
+                return refuse(Reason::HostResources, "another epoch of it is still here");
             }
             if instance.is_live() {
                 used = used.saturating_sub(&instance.held);
@@ -232,16 +246,16 @@ impl SimNode {
         let with_it = used.checked_add(&resources).expect("a simulated node is small");
         if with_it.first_excess(&self.allocatable).is_some() {
             self.out_of_room += 1;
-            return refuse("no room");
+            return refuse(Reason::HostResources, "no room");
         }
         if let Source::Snapshot(id) = sandbox.spec.source
             && self.snapshots.get(&id) != Some(&SnapshotState::Ready)
         {
             self.without_snapshot += 1;
-            return refuse("the snapshot is not here");
+            return refuse(Reason::SnapshotUnusable, "the snapshot is not here");
         }
         if rng.percent(self.habits.refuse) {
-            return refuse("not in the mood");
+            return refuse(Reason::ImageUnknown, "its image was taken away");
         }
         let instance = Instance {
             epoch,

@@ -2,7 +2,7 @@
 //! reported with its number. Room is counted as the engine counts it: a pause adds the memory as disk, a paused sandbox
 //! holds disk only, a resumed one keeps its memory file.
 
-use super::node::{Command, Instance, Message, Outcome, SimNode, Step, Work};
+use super::node::{Command, Instance, Message, Outcome, SimNode, SimTemplate, Step, Work};
 use super::rng::Rng;
 use pinfold_domain::{
     Cause, Epoch, Millis, Phase, Preparation, Reason, Resources, SandboxId, SnapshotId, SnapshotReport,
@@ -29,7 +29,7 @@ impl SimNode {
     }
 
     pub fn list_templates(&self) -> Vec<TemplateReport> {
-        self.templates.iter().map(|(id, preparation)| template_report(*id, *preparation)).collect()
+        self.templates.iter().map(|(id, template)| template_report(*id, template.preparation)).collect()
     }
 
     pub(super) fn command_saved(&mut self, command: Command, rng: &mut Rng, outcome: &mut Outcome) {
@@ -52,14 +52,34 @@ impl SimNode {
                 outcome.work.push((after, Work { sandbox_id, epoch, step }));
             }
             Command::DropSnapshot { snapshot_id } => drop(self.snapshots.remove(&snapshot_id)),
-            Command::PrepareTemplate { template_id } => {
-                self.templates.insert(template_id, Preparation::Preparing);
+            Command::PrepareTemplate { template_id, resources } => {
+                let preparation = self.begin_template(template_id, resources);
+                outcome.messages.push(Message::Template(template_report(template_id, preparation)));
                 let step = Step::TemplateDone { template_id, good };
                 outcome.work.push((after, Work { sandbox_id: nobody, epoch: Epoch(0), step }));
             }
-            Command::DropTemplate { template_id } => drop(self.templates.remove(&template_id)),
+            Command::DropTemplate { template_id } => match self.templates.get_mut(&template_id) {
+                Some(template) if template.preparation == Preparation::Preparing => template.unwanted = true,
+                _ => drop(self.templates.remove(&template_id)),
+            },
             Command::Assign { .. } | Command::Stop { .. } | Command::Forget { .. } => {}
         }
+    }
+
+    /// What is there, or is being made, stays; else a machine is up from now on, if there is room for it.
+    fn begin_template(&mut self, id: TemplateId, resources: Resources) -> Preparation {
+        let known = self.templates.get(&id).map(|template| template.preparation);
+        if let Some(known) = known.filter(|known| *known != Preparation::Failed) {
+            return known;
+        }
+        let with_it = self.used().checked_add(&resources).expect("a simulated node is small");
+        let preparation = match with_it.first_excess(&self.allocatable) {
+            Some(_) => Preparation::Failed,
+            None => Preparation::Preparing,
+        };
+        self.out_of_room += u64::from(preparation == Preparation::Failed);
+        self.templates.insert(id, SimTemplate { preparation, resources, unwanted: false });
+        preparation
     }
 
     fn runs(&self, id: SandboxId, epoch: Epoch) -> bool {
@@ -119,9 +139,17 @@ impl SimNode {
                 }
             }
             Step::TemplateDone { template_id, good } => {
-                let Some(preparation) = self.templates.get_mut(&template_id) else { return };
-                *preparation = if good { Preparation::Prepared } else { Preparation::Failed };
-                outcome.messages.push(Message::Template(template_report(template_id, *preparation)));
+                let Some(template) = self.templates.get_mut(&template_id) else { return };
+                if template.preparation != Preparation::Preparing {
+                    return;
+                }
+                template.preparation = if good { Preparation::Prepared } else { Preparation::Failed };
+                let report = template_report(template_id, template.preparation);
+                if template.unwanted {
+                    self.templates.remove(&template_id);
+                } else {
+                    outcome.messages.push(Message::Template(report));
+                }
             }
             _ => {}
         }

@@ -419,7 +419,8 @@ impl World {
                 self.send(session, Command::DropSnapshot { snapshot_id });
             }
             Effect::PrepareTemplate { session, template, .. } => {
-                self.send(session, Command::PrepareTemplate { template_id: template.id });
+                let (template_id, resources) = (template.id, template.resources);
+                self.send(session, Command::PrepareTemplate { template_id, resources });
             }
             Effect::DropTemplate { session, template_id, .. } => {
                 self.send(session, Command::DropTemplate { template_id });

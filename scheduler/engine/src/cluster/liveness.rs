@@ -183,6 +183,7 @@ fn lose(state: &mut State, id: &NodeId) {
         ending::finish(state, sandbox, Ending::Lost(Cause::new(Reason::NodeLost, message.clone())));
     }
     snapshots::node_lost(state, id, &Cause::new(Reason::NodeLost, message));
+    templates::node_lost(state, id);
     if !registered {
         state.cluster.remove(id);
     }

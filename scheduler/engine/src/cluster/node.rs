@@ -15,6 +15,18 @@ pub(crate) enum Stage {
     Preparing,
     Prepared,
     Failed,
+    /// it was at work on it when the template was deleted, and lists it until nothing of that is left
+    Dropping,
+}
+
+impl Stage {
+    /// A machine may be up for it.
+    pub fn is_at_work(self) -> bool {
+        match self {
+            Self::Asked | Self::Preparing | Self::Dropping => true,
+            Self::Prepared | Self::Failed => false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +35,8 @@ pub(crate) struct TemplateHere {
     /// when it came to this stage
     pub since: Timestamp,
     pub cause: Option<Cause>,
+    /// what the machine takes that is booted for it
+    pub resources: Resources,
 }
 
 #[derive(Debug, Clone)]
@@ -39,8 +53,10 @@ pub(crate) struct NodeEntry {
     pub reserved_at_join: Resources,
     /// those that lie here and are Ready
     pub snapshots: BTreeSet<SnapshotId>,
-    /// what is known of the templates here
+    /// what is known of the templates here; changed by [`Self::set_template`] only
     pub templates: BTreeMap<TemplateId, TemplateHere>,
+    /// what the machines take that are booted here for templates: kept equal to the sum over `templates`
+    pub preparing: Resources,
 }
 
 impl NodeEntry {
@@ -67,6 +83,7 @@ impl NodeEntry {
             reserved_at_join: Resources::default(),
             snapshots: BTreeSet::new(),
             templates: BTreeMap::new(),
+            preparing: Resources::default(),
         }
     }
 
@@ -86,9 +103,29 @@ impl NodeEntry {
         self.node.version = registration.version;
     }
 
-    /// What is not reserved.
+    /// What is neither reserved nor taken by the preparation of a template.
     pub fn free(&self) -> Resources {
-        self.node.allocatable.saturating_sub(&self.node.reserved)
+        self.node.allocatable.saturating_sub(&self.taken())
+    }
+
+    /// By sandboxes and by the preparation of templates.
+    pub fn taken(&self) -> Resources {
+        let sum = self.node.reserved.checked_add(&self.preparing);
+        sum.expect("a spec's bounds keep the sum of a node's machines far below u64::MAX")
+    }
+
+    /// Takes over what is known of a template here; true when the node has more room after it.
+    pub fn set_template(&mut self, id: TemplateId, here: Option<TemplateHere>) -> bool {
+        match here {
+            Some(here) => drop(self.templates.insert(id, here)),
+            None => drop(self.templates.remove(&id)),
+        }
+        let at_work = self.templates.values().filter(|here| here.stage.is_at_work());
+        let sum = at_work.fold(Resources::default(), |sum, here| {
+            sum.checked_add(&here.resources).expect("few templates, each within a spec's bounds")
+        });
+        let before = std::mem::replace(&mut self.preparing, sum);
+        before.first_excess(&sum).is_some()
     }
 
     /// Adds a reservation. The caller has checked that it fits, or restores what was stored.

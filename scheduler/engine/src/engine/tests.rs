@@ -248,8 +248,20 @@ impl Bench {
         self.step(Event::Report { node: node_id(node), session: SessionId(session), status })
     }
 
+    /// A refusal that counts as an attempt.
     fn refuse(&mut self, node: &str, session: u64, sandbox: &Sandbox, message: &str) -> &[Effect] {
-        let cause = Cause::new(Reason::HostResources, message);
+        self.refuse_for(Reason::ImageUnknown, node, session, sandbox, message)
+    }
+
+    fn refuse_for(
+        &mut self,
+        reason: Reason,
+        node: &str,
+        session: u64,
+        sandbox: &Sandbox,
+        message: &str,
+    ) -> &[Effect] {
+        let cause = Cause::new(reason, message);
         let (node, session) = (node_id(node), SessionId(session));
         self.step(Event::Refused { node, session, sandbox_id: sandbox.id, epoch: sandbox.epoch, cause })
     }

@@ -108,6 +108,41 @@ fn the_only_node_is_asked_again_after_a_while_and_not_for_ever() {
 }
 
 #[test]
+fn a_refusal_for_want_of_room_is_no_failed_attempt_but_not_for_ever() {
+    let mut bench = Bench::fleet(&[1]);
+    let sandbox = bench.create("a");
+    let (mut waited, mut refusals) = (Millis(0), 0);
+    while bench.phase(&sandbox) == Phase::Assigned {
+        let current = bench.get(&sandbox);
+        bench.refuse_for(Reason::HostResources, "n0", 1, &current, "no room on this node");
+        refusals += 1;
+        if refusals == 5 {
+            // the count is stored with it
+            bench.restart();
+            bench.join(registration("n0", 1, room(1)));
+        }
+        for _ in 0..60 {
+            if bench.phase(&sandbox) != Phase::Pending {
+                break;
+            }
+            bench.advance(Millis::from_secs(1));
+            bench.heartbeat("n0", 1, vec![]);
+            waited = Millis(waited.0 + 1_000);
+        }
+    }
+    assert_eq!(
+        refusals,
+        bench.config.room_refusals + 1,
+        "far more than {}",
+        bench.config.assignment_attempts
+    );
+    assert!(waited > Millis::from_secs(9 * 60), "the waits grow: {waited:?} in all");
+    let cause = bench.get(&sandbox).cause.unwrap();
+    assert_eq!(cause.reason, Reason::NodeRefused);
+    assert!(cause.message.ends_with("the last one to n0: no room on this node"), "{}", cause.message);
+}
+
+#[test]
 fn an_assignment_that_nobody_accepts_expires() {
     let mut bench = Bench::fleet(&[1, 4]);
     let sandbox = bench.create("a");

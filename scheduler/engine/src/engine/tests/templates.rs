@@ -112,6 +112,7 @@ fn a_create_prefers_the_node_that_has_prepared_its_template() {
         cold.explanation.unwrap().sentence(),
         "2 of 2 nodes fit; template python is not prepared on n0, where it boots instead"
     );
+    bench.prepares("n0", 1, template.id, Preparation::Failed);
     bench.prepares("n1", 2, template.id, Preparation::Prepared);
     let own = BTreeMap::from([("B".to_owned(), "own".to_owned())]);
     let warm = SandboxSpec { environment: own, ..from_template("python") };
@@ -208,14 +209,140 @@ fn a_node_that_no_longer_has_it_is_asked_again() {
 
 #[test]
 fn templates_are_bounded() {
-    let config = EngineConfig { templates: 2, templates_per_node: 1, ..EngineConfig::default() };
+    let config = EngineConfig { templates: 2, ..EngineConfig::default() };
+    let mut bench = Bench::with(config);
+    bench.template("a", "a", room(1)).unwrap();
+    bench.template("b", "b", room(1)).unwrap();
+    let refused = bench.template("c", "c", room(1)).unwrap_err().cause;
+    assert_eq!(refused, Cause::new(Reason::LimitReached, "there are 2 templates already, the limit is 2"));
+}
+
+#[test]
+fn a_template_that_no_node_may_prepare_is_refused_and_one_that_waits_says_why() {
+    let config = EngineConfig { templates_per_node: 2, ..EngineConfig::default() };
     let mut bench = Bench::with(config);
     bench.join_all(&[1]);
     let first = bench.template("a", "a", room(1)).unwrap();
-    bench.template("b", "b", room(1)).unwrap();
-    assert_eq!(bench.template("c", "c", room(1)).unwrap_err().cause.reason, Reason::LimitReached);
-    bench.prepares("n0", 1, first.id, Preparation::Prepared);
-    assert_eq!(bench.asked(), [], "one is what a node gets");
-    bench.delete_template("d", "a").unwrap();
-    assert_eq!(bench.asked(), asked_for(&[("n0", "b")]));
+    let second = bench.template("b", "b", room(1)).unwrap();
+    let refused = bench.template("c", "c", room(1)).unwrap_err().cause;
+    let message = "every node that could hold it has 2 templates to prepare already, templates_per_node is 2";
+    assert_eq!(refused, Cause::new(Reason::LimitReached, message));
+    // one that failed there leaves its place to others
+    bench.prepares("n0", 1, first.id, Preparation::Failed);
+    bench.prepares("n0", 1, second.id, Preparation::Prepared);
+    let third = bench.template("c", "c", room(1)).unwrap();
+    assert_eq!(bench.asked(), asked_for(&[("n0", "c")]));
+    bench.prepares("n0", 1, third.id, Preparation::Prepared);
+    // a node that joins later has no place for all of them
+    bench.join(registration("n1", 2, room(1)));
+    bench.prepares("n1", 2, first.id, Preparation::Prepared);
+    bench.prepares("n1", 2, second.id, Preparation::Prepared);
+    let waiting = bench.fleet_of("c");
+    assert_eq!((waiting.eligible, waiting.preparing, waiting.prepared, waiting.failed), (2, 0, 1, 1));
+    let message = "node n1 has prepared 2 templates, templates_per_node is 2";
+    assert_eq!(waiting.last_failure, Some(Cause::new(Reason::LimitReached, message)));
+    bench.delete_template("d", "b").unwrap();
+    assert_eq!(bench.asked(), asked_for(&[("n1", "c")]), "a place came free");
+}
+
+/// What the fleet sees as taken on `n0`.
+fn taken(bench: &Bench) -> Resources {
+    bench.engine.node(&node_id("n0")).unwrap().reserved
+}
+
+#[test]
+fn the_room_of_a_preparation_is_held_until_the_node_is_done() {
+    let mut bench = Bench::fleet(&[2]);
+    let template = bench.template("t", "python", room(2)).unwrap();
+    assert_eq!((bench.asked().len(), taken(&bench)), (1, room(2)));
+    let waits = bench.create("a");
+    assert_eq!(waits.phase, Phase::Pending, "the node would refuse it");
+    assert_eq!(waits.explanation.unwrap().sentence(), "0 of 1 nodes fit: 1 rejected by cpu");
+    bench.prepares("n0", 1, template.id, Preparation::Preparing);
+    bench.list_templates("n0", 1, &[(template.id, Preparation::Preparing)]);
+    assert_eq!(bench.assigns(), []);
+    bench.prepares("n0", 1, template.id, Preparation::Prepared);
+    assert_eq!((bench.assigns().len(), taken(&bench)), (1, room(1)), "in the same step");
+    // the node itself says how far it is after a restart of the scheduler
+    bench.restart();
+    let mut back = registration("n0", 2, room(4));
+    back.templates = vec![said(template.id, Preparation::Preparing)];
+    bench.join(back);
+    assert_eq!(taken(&bench), room(3));
+    bench.prepares("n0", 2, template.id, Preparation::Failed);
+    assert_eq!(taken(&bench), room(1));
+}
+
+#[test]
+fn a_template_is_prepared_where_there_is_room_and_after_those_who_wait() {
+    let mut bench = Bench::fleet(&[2]);
+    let first = bench.running("a");
+    let second = bench.running("b");
+    let template = bench.template("t", "python", room(1)).unwrap();
+    assert_eq!(bench.asked(), [], "the node is full");
+    let status_now = bench.fleet_of("python");
+    assert_eq!((status_now.eligible, status_now.preparing, status_now.failed), (1, 0, 1));
+    let cause = status_now.last_failure.unwrap();
+    assert_eq!(
+        (cause.reason, cause.message.as_str()),
+        (Reason::NoRoom, "node n0 has no room to prepare it: cpu")
+    );
+    let waits = bench.create("c");
+    bench.report("n0", 1, status(&first, 3, Phase::Stopped));
+    bench.heartbeat("n0", 1, vec![status(&second, 2, Phase::Running)]);
+    assert_eq!((bench.phase(&waits), bench.asked()), (Phase::Assigned, vec![]), "the sandbox goes first");
+    bench.report("n0", 1, status(&second, 3, Phase::Stopped));
+    bench.heartbeat("n0", 1, vec![status(&waits, 1, Phase::Starting)]);
+    assert_eq!(bench.asked(), asked_for(&[("n0", "python")]));
+    bench.prepares("n0", 1, template.id, Preparation::Prepared);
+    assert_eq!(bench.fleet_of("python").last_failure, None);
+}
+
+#[test]
+fn what_is_deleted_while_it_is_prepared_holds_its_room_until_the_node_let_go() {
+    let mut bench = Bench::fleet(&[1]);
+    let template = bench.template("t", "python", room(1)).unwrap();
+    bench.list_templates("n0", 1, &[(template.id, Preparation::Preparing)]);
+    bench.delete_template("d", "python").unwrap();
+    assert_eq!(bench.dropped_templates(), [("n0".to_owned(), template.id)]);
+    let waits = bench.create("a");
+    assert_eq!(waits.phase, Phase::Pending);
+    bench.template("t2", "next", room(1)).unwrap();
+    for _ in 0..4 {
+        bench.advance(bench.config.forgotten_after);
+        bench.list_templates("n0", 1, &[(template.id, Preparation::Preparing)]);
+        assert_eq!((bench.phase(&waits), bench.asked()), (Phase::Pending, vec![]), "its machine is still up");
+        assert_eq!(bench.dropped_templates(), [("n0".to_owned(), template.id)], "told again");
+    }
+    bench.list_templates("n0", 1, &[]);
+    assert_eq!(bench.phase(&waits), Phase::Assigned);
+    assert_eq!(taken(&bench), room(1));
+}
+
+#[test]
+fn a_lost_node_prepares_nothing() {
+    let mut bench = Bench::fleet(&[1, 1]);
+    bench.template("t", "python", room(1)).unwrap();
+    for _ in 0..200 {
+        bench.advance(Millis::from_secs(3));
+        bench.heartbeat("n1", 2, vec![]);
+    }
+    assert_eq!((bench.state("n0"), taken(&bench)), (NodeState::Lost, Resources::default()));
+    bench.join(registration("n0", 3, room(1)));
+    assert_eq!(bench.asked(), asked_for(&[("n0", "python")]));
+}
+
+#[test]
+fn what_was_prepared_and_is_of_no_use_any_more_is_prepared_again_at_once() {
+    let mut bench = Bench::fleet(&[1]);
+    let template = bench.template("t", "python", room(1)).unwrap();
+    bench.prepares("n0", 1, template.id, Preparation::Prepared);
+    // its root image was replaced
+    bench.prepares("n0", 1, template.id, Preparation::Failed);
+    assert_eq!(bench.asked(), asked_for(&[("n0", "python")]));
+    bench.list_templates("n0", 1, &[(template.id, Preparation::Failed)]);
+    assert_eq!((bench.fleet_of("python").preparing, bench.asked()), (1, vec![]), "that list was made before");
+    bench.prepares("n0", 1, template.id, Preparation::Preparing);
+    bench.prepares("n0", 1, template.id, Preparation::Failed);
+    assert_eq!((bench.fleet_of("python").failed, bench.asked()), (1, vec![]), "in vain: after a while");
 }
