@@ -8,7 +8,7 @@
 
 use crate::catalog::Catalog;
 use crate::clock;
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, Capacity};
 use crate::guest::VsockGuests;
 use crate::host::HostError;
 use crate::host::capacity;
@@ -47,8 +47,15 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let tasks = Tasks::default();
     shutdown::on_signals(&tasks).context("listen for signals")?;
     let state = StateDirectory::open(&config.state_dir).map_err(sentence)?;
-    let allocatable = config.allocatable(capacity::of_machine(&config.state_dir).map_err(sentence)?);
-    let host = host(&config, state, allocatable.disk_bytes, &tasks)?;
+    let capacity = config.capacity(capacity::of_machine(&state).map_err(sentence)?);
+    if capacity.promised_twice_bytes > 0 {
+        tracing::warn!(
+            bytes = capacity.promised_twice_bytes,
+            "disk_bytes, snapshot_bytes and template_bytes are more than this node's disk has"
+        );
+    }
+    let allocatable = capacity.allocatable;
+    let host = host(&config, state, &capacity, &tasks)?;
     let term = TermKeeper::open(host.state.term_file()).map_err(sentence)?;
     let let_go = CancellationToken::new();
     let registry = Arc::new(Registry::new(host.clone(), allocatable, tasks.clone(), let_go.clone()));
@@ -56,6 +63,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         registry.adopt(found);
     }
     tracing::info!(node = config.node_id, scheduler = config.scheduler, ?allocatable,
+        snapshots = ?capacity.snapshots, templates = ?capacity.templates,
         images = ?host.images.images(), kernels = ?host.images.kernels(), "node agent is up");
 
     let endpoint = endpoint(&config.scheduler).context("the scheduler's address")?;
@@ -98,8 +106,13 @@ async fn end(
     Ok(())
 }
 
-fn host(config: &AgentConfig, state: StateDirectory, disk_bytes: u64, tasks: &Tasks) -> anyhow::Result<Host> {
-    let catalog = catalog(config, &state, disk_bytes).map_err(sentence)?;
+fn host(
+    config: &AgentConfig,
+    state: StateDirectory,
+    capacity: &Capacity,
+    tasks: &Tasks,
+) -> anyhow::Result<Host> {
+    let catalog = catalog(config, &state, capacity).map_err(sentence)?;
     Ok(Host {
         images: Arc::new(ImageDirectory::new(config.images_dir())),
         disks: Arc::new(Ext4Disks),
@@ -116,11 +129,10 @@ fn host(config: &AgentConfig, state: StateDirectory, disk_bytes: u64, tasks: &Ta
     })
 }
 
-fn catalog(config: &AgentConfig, state: &StateDirectory, disk_bytes: u64) -> Result<Catalog, HostError> {
+fn catalog(config: &AgentConfig, state: &StateDirectory, capacity: &Capacity) -> Result<Catalog, HostError> {
     let key = SnapshotKey::open(&state.snapshot_key())?;
-    let (snapshots, templates) = config.saved_bounds(disk_bytes);
-    let snapshots = (SnapshotStore::open(state, "snapshots", &key)?, snapshots);
-    let templates = (SnapshotStore::open(state, "templates", &key)?, templates);
+    let snapshots = (SnapshotStore::open(state, "snapshots", &key)?, capacity.snapshots);
+    let templates = (SnapshotStore::open(state, "templates", &key)?, capacity.templates);
     Catalog::open(snapshots, templates, config.saves_at_once)
 }
 

@@ -9,21 +9,23 @@
 //!      +------ remove ---------------------+------------------+
 //! ```
 //!
-//! Invariant: what is Ready is whole on the disk. Both lists are bounded in number and in bytes, room for what is being
-//! made included. Removed while it is being made, it is gone when the making ends.
+//! Invariant: what is Ready is whole on the disk. Both lists are bounded in number and in bytes: what is being made counts with all
+//! that it may come to take, what was found damaged until it is dropped, and what was removed for as long as a machine maps
+//! it. Removed while it is being made, it is listed until nothing of it is left.
 
-use crate::host::snapshots::{Draft, Found, Saved, SnapshotKey, SnapshotStore};
-use crate::host::{HostError, blocking};
+mod shelf;
+
+pub use shelf::Shelf;
+
+use crate::host::HostError;
+use crate::host::snapshots::{Mapped, Saved, SnapshotKey, SnapshotStore};
 use pinfold_domain::{
-    Cause, Preparation, Reason, SnapshotId, SnapshotReport, SnapshotSizes, SnapshotState, TemplateId,
-    TemplateReport,
+    Cause, Preparation, SnapshotId, SnapshotReport, SnapshotSizes, SnapshotState, TemplateId, TemplateReport,
 };
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
-use std::str::FromStr;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 
 /// How much a node keeps.
 #[derive(Debug, Clone, Copy)]
@@ -48,24 +50,12 @@ pub enum Held {
     Failed(Cause),
 }
 
-struct Entry {
-    held: Held,
-    /// bytes that it takes, or may come to take
-    bytes: u64,
-    /// its working set is being recorded, or has been
-    recorded: bool,
-    /// to be removed as soon as it is made
-    unwanted: bool,
-}
-
-/// One of the two lists.
-pub struct Shelf<Id> {
-    store: SnapshotStore,
-    bounds: Bounds,
-    kind: &'static str,
-    entries: Mutex<BTreeMap<Id, Entry>>,
-    changed: Mutex<BTreeSet<Id>>,
-    notify: Notify,
+/// Where a saved machine is listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    Snapshot(SnapshotId),
+    Template(TemplateId),
 }
 
 impl Catalog {
@@ -84,7 +74,15 @@ impl Catalog {
     }
 
     pub fn key(&self) -> &SnapshotKey {
-        self.snapshots.store.key()
+        self.snapshots.key()
+    }
+
+    /// Charges what a machine maps that an earlier agent has started, whether or not it is still listed.
+    pub fn adopt(&self, origin: Origin, mapped: Mapped) -> Arc<Mapped> {
+        match origin {
+            Origin::Snapshot(_) => self.snapshots.adopt(mapped),
+            Origin::Template(_) => self.templates.adopt(mapped),
+        }
     }
 
     /// Counts a create from a template that had to boot; how many there were since the agent's start.
@@ -111,168 +109,10 @@ impl Catalog {
                 return (snapshots, templates);
             }
             tokio::select! {
-                () = self.snapshots.notify.notified() => {}
-                () = self.templates.notify.notified() => {}
+                () = self.snapshots.changed_again() => {}
+                () = self.templates.changed_again() => {}
             }
         }
-    }
-}
-
-impl<Id: Copy + Ord + Display + FromStr + Send + 'static> Shelf<Id> {
-    fn open(kind: &'static str, (store, bounds): (SnapshotStore, Bounds)) -> Result<Self, HostError> {
-        let mut entries = BTreeMap::new();
-        for (id, found) in store.list::<Id>()? {
-            let entry = match found {
-                Found::Whole(saved) => Entry::ready(saved),
-                Found::Damaged(why) => Entry::failed(Cause::new(Reason::SnapshotInvalid, why)),
-            };
-            entries.insert(id, entry);
-        }
-        let (changed, notify) = (Mutex::default(), Notify::new());
-        Ok(Self { store, bounds, kind, entries: Mutex::new(entries), changed, notify })
-    }
-
-    /// A place for one more that may take `bytes`. `None`: it is there already, or is being made; its state is told again.
-    pub fn begin(&self, id: Id, bytes: u64) -> Option<Result<Draft, Cause>> {
-        let mut entries = lock(&self.entries);
-        if entries.get(&id).is_some_and(|entry| !matches!(entry.held, Held::Failed(_))) {
-            drop(entries);
-            self.changed(id);
-            return None;
-        }
-        let others = || entries.iter().filter(|(other, _)| **other != id).map(|(_, entry)| entry);
-        let number = others().filter(|entry| !matches!(entry.held, Held::Failed(_))).count();
-        let taken = others().fold(0_u64, |sum, entry| sum.saturating_add(entry.bytes));
-        let Bounds { number: most, bytes: most_bytes } = self.bounds;
-        let refused = if number >= most {
-            Some(format!("this node holds {number} {}s, its limit is {most}", self.kind))
-        } else if taken.saturating_add(bytes) > most_bytes {
-            Some(format!(
-                "the {}s of this node take {taken} bytes, and up to {bytes} more are past its limit of {most_bytes}",
-                self.kind
-            ))
-        } else {
-            None
-        };
-        let begun = match refused {
-            Some(why) => Err(Cause::new(Reason::LimitReached, why)),
-            None => {
-                self.store.draft(id).map_err(|error| Cause::new(Reason::SnapshotFailed, error.sentence()))
-            }
-        };
-        let entry = match &begun {
-            Ok(_) => Entry { held: Held::Making, bytes, recorded: false, unwanted: false },
-            Err(cause) => Entry::failed(cause.clone()),
-        };
-        entries.insert(id, entry);
-        drop(entries);
-        self.changed(id);
-        Some(begun)
-    }
-
-    /// The making has ended.
-    pub async fn finish(&self, id: Id, made: Result<Saved, Cause>) {
-        let unwanted = {
-            let mut entries = lock(&self.entries);
-            let unwanted = entries.get(&id).is_none_or(|entry| entry.unwanted);
-            if unwanted {
-                entries.remove(&id);
-            } else {
-                let made = made.map_or_else(Entry::failed, Entry::ready);
-                entries.insert(id, made);
-            }
-            unwanted
-        };
-        if unwanted {
-            self.delete(id).await;
-        }
-        self.changed(id);
-    }
-
-    /// What fails before there is anything to make. What is there, or is being made, stays.
-    pub fn refuse(&self, id: Id, cause: Cause) {
-        let mut entries = lock(&self.entries);
-        if entries.get(&id).is_none_or(|entry| matches!(entry.held, Held::Failed(_))) {
-            entries.insert(id, Entry::failed(cause));
-        }
-        drop(entries);
-        self.changed(id);
-    }
-
-    pub fn get(&self, id: Id) -> Option<Held> {
-        lock(&self.entries).get(&id).map(|entry| entry.held.clone())
-    }
-
-    /// It was found damaged when it was used.
-    pub fn spoil(&self, id: Id, cause: Cause) {
-        let mut entries = lock(&self.entries);
-        if entries.get(&id).is_some_and(|entry| matches!(entry.held, Held::Ready(_))) {
-            let Found::Damaged(_) = self.store.set_aside(id, cause.message.clone()) else { return };
-            entries.insert(id, Entry::failed(cause));
-            drop(entries);
-            self.changed(id);
-        }
-    }
-
-    /// `true` for the first who asks, who then records its working set.
-    pub fn records_working_set(&self, id: Id) -> bool {
-        let mut entries = lock(&self.entries);
-        entries.get_mut(&id).is_some_and(|entry| !std::mem::replace(&mut entry.recorded, true))
-    }
-
-    /// It is no longer listed when this returns. Machines that were restored from it go on: what they have open or mapped
-    /// stays theirs.
-    pub async fn remove(&self, id: Id) {
-        {
-            let mut entries = lock(&self.entries);
-            match entries.get_mut(&id) {
-                Some(Entry { held: Held::Making, unwanted, .. }) => {
-                    *unwanted = true;
-                    return;
-                }
-                Some(_) => drop(entries.remove(&id)),
-                None => return,
-            }
-        }
-        self.delete(id).await;
-    }
-
-    async fn delete(&self, id: Id) {
-        let store = self.store.clone();
-        match blocking(move || store.remove(id)).await {
-            Ok(()) => tracing::info!(%id, kind = self.kind, "a saved machine was removed"),
-            Err(error) => {
-                tracing::error!(%id, kind = self.kind, error = error.sentence(), "a saved machine cannot be removed")
-            }
-        }
-    }
-
-    /// Without what is to be removed.
-    fn list(&self) -> Vec<(Id, Held)> {
-        let entries = lock(&self.entries);
-        let wanted = entries.iter().filter(|(_, entry)| !entry.unwanted);
-        wanted.map(|(id, entry)| (*id, entry.held.clone())).collect()
-    }
-
-    fn changed(&self, id: Id) {
-        lock(&self.changed).insert(id);
-        self.notify.notify_one();
-    }
-
-    fn changes(&self) -> Vec<(Id, Held)> {
-        let changed = std::mem::take(&mut *lock(&self.changed));
-        self.list().into_iter().filter(|(id, _)| changed.contains(id)).collect()
-    }
-}
-
-impl Entry {
-    fn ready(saved: Saved) -> Self {
-        let (bytes, recorded) = (saved.data_bytes(), saved.working_set().is_some());
-        Self { held: Held::Ready(Arc::new(saved)), bytes, recorded, unwanted: false }
-    }
-
-    fn failed(cause: Cause) -> Self {
-        Self { held: Held::Failed(cause), bytes: 0, recorded: true, unwanted: false }
     }
 }
 
@@ -302,11 +142,6 @@ fn template_report(template_id: TemplateId, held: &Held) -> TemplateReport {
     };
     let (cause, sizes) = parts(held);
     TemplateReport { template_id, preparation, cause, sizes }
-}
-
-/// A panic elsewhere leaves the maps whole: every change is one call.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -41,10 +41,10 @@ pub struct AgentConfig {
     pub uid_count: u32,
     /// guest streams (exec, files, logs) at once
     pub max_relays: usize,
-    /// snapshots that this node keeps, and the bytes that they may take; `None`: half of the disk
+    /// snapshots that this node keeps, and the bytes that they may take; `None`: a share of the disk
     pub max_snapshots: usize,
     pub snapshot_bytes: Option<u64>,
-    /// templates that this node keeps prepared, and the bytes that they may take; `None`: a quarter of the disk
+    /// templates that this node keeps prepared, and the bytes that they may take; `None`: a share of the disk
     pub max_templates: usize,
     pub template_bytes: Option<u64>,
     /// machines that are being saved at once
@@ -52,6 +52,23 @@ pub struct AgentConfig {
     /// end all sandboxes when the agent is told to end; otherwise they go on and the next agent adopts them
     pub stop_on_exit: bool,
     pub log: LogConfig,
+}
+
+/// How the disk is divided where the operator does not say.
+const SANDBOX_SHARE: u64 = 5;
+const SNAPSHOT_SHARE: u64 = 2;
+const TEMPLATE_SHARE: u64 = 1;
+
+/// What a node gives.
+#[derive(Debug, Clone, Copy)]
+pub struct Capacity {
+    /// to sandboxes
+    pub allocatable: Resources,
+    /// to saved machines
+    pub snapshots: Bounds,
+    pub templates: Bounds,
+    /// how much more of the disk the operator gave than there is
+    pub promised_twice_bytes: u64,
 }
 
 impl Default for AgentConfig {
@@ -89,23 +106,29 @@ impl AgentConfig {
         self.images_dir.clone().unwrap_or_else(|| self.state_dir.join("images"))
     }
 
-    /// How much of a disk of so many bytes saved machines may take: snapshots, then templates.
-    pub fn saved_bounds(&self, disk_bytes: u64) -> (Bounds, Bounds) {
-        let snapshots = self.snapshot_bytes.unwrap_or(disk_bytes / 2);
-        let templates = self.template_bytes.unwrap_or(disk_bytes / 4);
-        (
-            Bounds { number: self.max_snapshots, bytes: snapshots },
-            Bounds { number: self.max_templates, bytes: templates },
-        )
-    }
-
-    /// What the operator gave, the rest from `machine`.
-    pub fn allocatable(&self, machine: Resources) -> Resources {
-        Resources {
-            cpu_millis: self.cpu_millis.unwrap_or(machine.cpu_millis),
-            memory_bytes: self.memory_bytes.unwrap_or(machine.memory_bytes),
-            disk_bytes: self.disk_bytes.unwrap_or(machine.disk_bytes),
-            pids: self.pids.unwrap_or(machine.pids),
+    /// What the operator gave, the rest from `machine`. Parts of the disk that were not given share what the others leave of it:
+    /// no byte is promised twice, unless the operator does.
+    pub fn capacity(&self, machine: Resources) -> Capacity {
+        let parts = [
+            (self.disk_bytes, SANDBOX_SHARE),
+            (self.snapshot_bytes, SNAPSHOT_SHARE),
+            (self.template_bytes, TEMPLATE_SHARE),
+        ];
+        let given = parts.iter().filter_map(|(given, _)| *given).fold(0, u64::saturating_add);
+        let rest = machine.disk_bytes.saturating_sub(given);
+        let shares: u64 = parts.iter().filter(|(given, _)| given.is_none()).map(|(_, share)| share).sum();
+        let [disk_bytes, snapshots, templates] =
+            parts.map(|(given, share)| given.unwrap_or_else(|| rest / shares.max(1) * share));
+        Capacity {
+            allocatable: Resources {
+                cpu_millis: self.cpu_millis.unwrap_or(machine.cpu_millis),
+                memory_bytes: self.memory_bytes.unwrap_or(machine.memory_bytes),
+                disk_bytes,
+                pids: self.pids.unwrap_or(machine.pids),
+            },
+            snapshots: Bounds { number: self.max_snapshots, bytes: snapshots },
+            templates: Bounds { number: self.max_templates, bytes: templates },
+            promised_twice_bytes: given.saturating_sub(machine.disk_bytes),
         }
     }
 }
@@ -253,6 +276,29 @@ mod tests {
         assert_eq!(config.labels.len(), 2);
         assert!(config.stop_on_exit);
         assert_eq!(config.images_dir(), PathBuf::from("/var/lib/pinfold/images"));
+    }
+
+    #[test]
+    fn no_byte_of_the_disk_is_promised_twice() {
+        let machine = Resources { cpu_millis: 1, memory_bytes: 2, disk_bytes: 8000, pids: 3 };
+        let parts = |disk, snapshots, templates| {
+            let config = AgentConfig {
+                disk_bytes: disk,
+                snapshot_bytes: snapshots,
+                template_bytes: templates,
+                ..AgentConfig::default()
+            };
+            let capacity = config.capacity(machine);
+            let [disk, snapshots, templates] =
+                [capacity.allocatable.disk_bytes, capacity.snapshots.bytes, capacity.templates.bytes];
+            ([disk, snapshots, templates], capacity.promised_twice_bytes)
+        };
+        assert_eq!(parts(None, None, None), ([5000, 2000, 1000], 0));
+        assert_eq!(parts(Some(2000), None, None), ([2000, 4000, 2000], 0));
+        assert_eq!(parts(None, Some(0), Some(0)), ([8000, 0, 0], 0));
+        assert_eq!(parts(Some(1), Some(2), Some(3)), ([1, 2, 3], 0));
+        // that the operator does it is told
+        assert_eq!(parts(Some(9000), Some(10), None), ([9000, 10, 0], 1010));
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct Registry {
     preparing: Mutex<BTreeMap<TemplateId, Resources>>,
     /// one template at a time is prepared
     preparations: Semaphore,
+    /// of those that are being prepared or wait for it: cancelled when one is dropped
+    dropped: Mutex<BTreeMap<TemplateId, CancellationToken>>,
     changes: Arc<Changes>,
 }
 
@@ -59,7 +61,8 @@ impl Entry {
 impl Registry {
     pub fn new(host: Host, allocatable: Resources, tasks: Tasks, detach: CancellationToken) -> Self {
         let (entries, preparing, preparations) = (Mutex::default(), Mutex::default(), Semaphore::new(1));
-        Self { host, allocatable, tasks, detach, entries, preparing, preparations, changes: Arc::default() }
+        let (dropped, changes) = (Mutex::default(), Arc::default());
+        Self { host, allocatable, tasks, detach, entries, preparing, preparations, dropped, changes }
     }
 
     pub fn host(&self) -> &Host {

@@ -32,6 +32,11 @@ impl StateDirectory {
         self.root.join("snapshot-key")
     }
 
+    /// How much of the disk was free when there was no sandbox.
+    pub fn disk_when_empty(&self) -> PathBuf {
+        self.root.join("disk-when-empty")
+    }
+
     pub fn below(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
@@ -117,8 +122,17 @@ impl SandboxPaths {
 
     /// The machine of a paused sandbox, half made or whole.
     pub fn remove_saved(&self) -> Result<(), HostError> {
-        remove_tree(&self.saved().with_extension("new"))?;
-        remove_tree(&self.saved())
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.act(|| format!("list {}", self.directory.display()))?,
+        };
+        for entry in entries.flatten() {
+            // under other names: half made, or given up
+            if entry.path().file_stem() == self.saved().file_stem() {
+                remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Everything.

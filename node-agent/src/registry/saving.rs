@@ -4,12 +4,14 @@
 //! its memory and CPU from that moment on, whatever is assigned next.
 
 use super::{Registry, lock};
-use crate::sandbox::actor::Order;
+use crate::host::snapshots::Saved;
+use crate::sandbox::actor::{ORDERS, Order};
 use crate::sandbox::record::Record;
 use crate::sandbox::{policy, template};
 use pinfold_domain::{
     Cause, Epoch, Phase, Reason, Resources, SandboxId, SandboxSpec, SnapshotId, TemplateId,
 };
+use pinfold_service::CancellationToken;
 use std::sync::Arc;
 
 /// Beside guest memory and disk: state and manifest.
@@ -20,7 +22,7 @@ impl Registry {
     pub fn pause(&self, id: SandboxId, epoch: Epoch, order: u64) -> bool {
         let with_file = |record: &Record| {
             let mut paused = record.clone();
-            paused.saving.has_memory_file = true;
+            paused.phase = Phase::Pausing;
             paused.held()
         };
         self.take_up(id, epoch, order, (Phase::Running, Phase::Pausing), with_file, Order::Pause)
@@ -60,10 +62,7 @@ impl Registry {
                         place.send(order);
                     }
                 }
-                Err(_) => {
-                    let cause = Cause::new(Reason::TooManyStreams, "too many orders wait for this sandbox");
-                    entry.ledger.decline(number, cause);
-                }
+                Err(_) => entry.ledger.decline(number, too_many_orders()),
             }
             return true;
         }
@@ -89,12 +88,11 @@ impl Registry {
             return shelf.refuse(snapshot, Cause::new(Reason::SnapshotFailed, message));
         }
         let Ok(place) = entry.orders.try_reserve() else {
-            let message = "too many snapshots of this sandbox wait to be taken";
-            return shelf.refuse(snapshot, Cause::new(Reason::SnapshotFailed, message));
+            return shelf.refuse(snapshot, too_many_orders());
         };
         // a failure is listed, and what is there or under way is told again
-        if let Some(Ok(draft)) = shelf.begin(snapshot, most_bytes(&record.assignment.spec)) {
-            place.send(Order::Snapshot(snapshot, draft));
+        if let Some(Ok(())) = shelf.begin(snapshot, most_bytes(&record.assignment.spec)) {
+            place.send(Order::Snapshot(snapshot));
         }
     }
 
@@ -109,30 +107,54 @@ impl Registry {
         if let Err(cause) = self.has_images(&spec) {
             return shelf.refuse(id, cause);
         }
-        let Some(Ok(draft)) = shelf.begin(id, most_bytes(&spec)) else { return };
+        let dropped = CancellationToken::new();
+        {
+            // one that is dropped meanwhile finds both or neither
+            let mut making = lock(&self.dropped);
+            let Some(Ok(())) = shelf.begin(id, most_bytes(&spec)) else { return };
+            making.insert(id, dropped.clone());
+        }
         let registry = Arc::clone(self);
         drop(self.tasks.background("prepare-template", async move {
-            let _turn = registry.preparations.acquire().await.expect("nobody closes the semaphore");
-            let made = match registry.room_to_prepare(id, &spec) {
-                Ok(()) => {
-                    let prepared = template::prepare(&registry.host, id, spec, draft);
-                    tokio::select! {
-                        // the agent that comes after this one removes what is left
-                        () = registry.detach.cancelled() => return,
-                        prepared = prepared => prepared,
-                    }
-                }
-                Err(cause) => Err(Cause::new(Reason::NoRoom, cause.message)),
-            };
-            lock(&registry.preparing).remove(&id);
+            let Some(made) = registry.prepare(id, spec, dropped).await else { return };
             match &made {
                 Ok(saved) => tracing::info!(template = %id, bytes = saved.data_bytes(), "a template is prepared"),
                 Err(cause) => {
                     tracing::warn!(template = %id, reason = cause.reason.as_str(), message = cause.message, "a template is not prepared");
                 }
             }
+            // what its machine took is free again when its end is told
+            lock(&registry.preparing).remove(&id);
+            lock(&registry.dropped).remove(&id);
             registry.host.catalog.templates.finish(id, made).await;
         }));
+    }
+
+    /// `None`: the agent ends; the one that comes after it removes what is left.
+    async fn prepare(
+        &self,
+        id: TemplateId,
+        spec: SandboxSpec,
+        dropped: CancellationToken,
+    ) -> Option<Result<Saved, Cause>> {
+        let turn = tokio::select! {
+            turn = self.preparations.acquire() => turn.expect("nobody closes the semaphore"),
+            () = self.detach.cancelled() => return None,
+            () = dropped.cancelled() => return Some(Err(template::dropped())),
+        };
+        if let Err(cause) = self.room_to_prepare(id, &spec) {
+            return Some(Err(Cause::new(Reason::NoRoom, cause.message)));
+        }
+        let prepared = async {
+            let draft = self.host.catalog.templates.draft(id).await?;
+            template::prepare(&self.host, id, spec, draft, dropped).await
+        };
+        let prepared = tokio::select! {
+            () = self.detach.cancelled() => None,
+            prepared = prepared => Some(prepared),
+        };
+        drop(turn);
+        prepared
     }
 
     pub(super) fn room_to_prepare(&self, id: TemplateId, spec: &SandboxSpec) -> Result<(), Cause> {
@@ -142,10 +164,20 @@ impl Registry {
         Ok(())
     }
 
+    /// A preparation is ended; the template is listed until nothing of it is left.
     pub fn drop_template(self: &Arc<Self>, id: TemplateId) {
-        let catalog = Arc::clone(&self.host.catalog);
-        drop(self.tasks.background("drop-template", async move { catalog.templates.remove(id).await }));
+        let registry = Arc::clone(self);
+        drop(self.tasks.background("drop-template", async move {
+            registry.host.catalog.templates.remove(id).await;
+            if let Some(dropped) = lock(&registry.dropped).get(&id) {
+                dropped.cancel();
+            }
+        }));
     }
+}
+
+fn too_many_orders() -> Cause {
+    Cause::new(Reason::LimitReached, format!("{ORDERS} orders wait for this sandbox, which is the limit"))
 }
 
 /// What a saved machine of `spec` can come to take.

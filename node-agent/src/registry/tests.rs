@@ -253,3 +253,55 @@ async fn templates_are_prepared_in_the_room_that_is_there() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_order_for_which_there_is_no_place_is_refused_with_the_limit() {
+    let bench = bench([Fault::SaveHangs]);
+    let catalog = Arc::clone(&bench.registry.host().catalog);
+    bench.registry.assign(assignment(1)).unwrap();
+    bench.until(ID, Phase::Running).await;
+    bench.registry.take_snapshot(parsed(ID), parsed(ID), Epoch(1));
+    while !bench.world.log.lock().unwrap().contains(&"paused".to_owned()) {
+        tokio::task::yield_now().await;
+    }
+    let filled = lock(&bench.registry.entries).get(&parsed(ID)).unwrap().orders.clone();
+    while filled.try_send(Order::Resume).is_ok() {}
+    bench.registry.take_snapshot(parsed(OTHER), parsed(ID), Epoch(1));
+    assert!(bench.registry.pause(parsed(ID), Epoch(1), 1));
+    let reports = catalog.snapshot_reports();
+    let refused = reports.iter().find_map(|report| report.cause.clone()).expect("it is refused");
+    for cause in [refused, bench.registry.reports()[0].cause.clone().expect("why")] {
+        assert_eq!(
+            cause,
+            Cause::new(Reason::LimitReached, "8 orders wait for this sandbox, which is the limit")
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_that_is_dropped_while_it_is_made_is_listed_until_nothing_is_left() {
+    for fault in [Fault::NoHello, Fault::SaveHangs] {
+        let bench = bench([fault]);
+        let catalog = Arc::clone(&bench.registry.host().catalog);
+        bench.registry.prepare_template(parsed(ID), assignment(1).spec);
+        // a second one waits for its turn
+        bench.registry.prepare_template(parsed(OTHER), assignment(1).spec);
+        while !bench.world.held().contains(&"machine".to_owned()) {
+            tokio::task::yield_now().await;
+        }
+        let begun = tokio::time::Instant::now();
+        for id in [ID, OTHER] {
+            bench.registry.drop_template(parsed(id));
+        }
+        assert_eq!(catalog.template_reports().len(), 2);
+        // an unlisted one has left nothing
+        while catalog.template_reports().iter().any(|report| report.template_id == parsed(ID)) {
+            tokio::task::yield_now().await;
+        }
+        assert!(bench.world.held().is_empty() && lock(&bench.registry.preparing).is_empty(), "{fault:?}");
+        while !catalog.template_reports().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    }
+}

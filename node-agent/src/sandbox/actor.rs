@@ -19,10 +19,10 @@
 //! the record and the console. When the agent itself ends, the actor lets go (`detach`) and the sandbox goes on.
 
 use super::bringup::{self, Context, Ready};
-use super::restore::{self, Origin};
+use super::restore;
 use super::teardown;
+use crate::catalog::Origin;
 use crate::clock::BootTime;
-use crate::host::snapshots::Draft;
 use crate::machine::Machine;
 use crate::machine::ending::{classify, in_console};
 use pinfold_domain::{Cause, Phase, Reason, SnapshotId};
@@ -49,7 +49,7 @@ pub enum Order {
     /// The phase is Resuming already, and the room is taken.
     Resume,
     /// The snapshot is listed as being made.
-    Snapshot(SnapshotId, Draft),
+    Snapshot(SnapshotId),
 }
 
 /// Orders that wait for the actor: a pause or a resume, and snapshots that forks ask for.
@@ -166,7 +166,7 @@ impl Actor {
                 None => self.running(&machine).await,
             };
             let served = match order {
-                Ok(Order::Snapshot(id, draft)) => self.snapshot(&machine, id, draft).await,
+                Ok(Order::Snapshot(id)) => self.snapshot(&machine, id).await,
                 Ok(Order::Pause) => match self.pause(&machine).await {
                     Ok(Paused::GoesOn) => Ok(()),
                     Ok(Paused::OnDisk) => {

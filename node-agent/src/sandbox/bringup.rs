@@ -13,6 +13,7 @@
 use super::record::{Assignment, Ledger};
 use super::restore::Restored;
 use super::{Host, policy, restore, teardown};
+use crate::catalog::Origin;
 use crate::clock::BootTime;
 use crate::guest::{GuestError, HelloFuture, clock_ms};
 use crate::host::paths::remove_file;
@@ -113,7 +114,7 @@ pub struct Booted {
 pub struct Ready {
     pub machine: Arc<dyn Machine>,
     /// what it was restored from, where that is listed
-    pub origin: Option<restore::Origin>,
+    pub origin: Option<Origin>,
     /// it was not booted
     pub restored: Option<Restored>,
 }

@@ -4,8 +4,10 @@
 //! least what was said. The file is replaced as a whole. Only a paused sandbox survives a crash of the machine, so only its
 //! record is synced.
 
+use crate::catalog::Origin;
 use crate::clock::BootTime;
 use crate::host::paths::{SandboxPaths, write_atomically};
+use crate::host::snapshots::Mapped;
 use crate::machine::ProcessRecord;
 use pinfold_domain::{Cause, Epoch, Milestone, Phase, Resources, SandboxId, SandboxSpec, TemplateId};
 use pinfold_proto::convert::sandbox::StatusReport;
@@ -67,6 +69,9 @@ pub struct Saving {
     pub expires_ms: Option<u64>,
     /// it is booted for this template and not for a caller
     pub builds: Option<TemplateId>,
+    /// The memory file that its machine maps, which is that of a snapshot or template.
+    #[serde(default)]
+    pub maps: Option<(Origin, Mapped)>,
 }
 
 impl Record {
@@ -90,6 +95,11 @@ impl Record {
         let Resources { memory_bytes, disk_bytes, .. } = self.assignment.spec.resources;
         let with_file = disk_bytes.saturating_add(memory_bytes);
         match self.phase {
+            // the file that its machine maps, and the new one, until the machine has ended
+            Phase::Pausing if self.saving.has_memory_file => {
+                let disk_bytes = with_file.saturating_add(memory_bytes);
+                Resources { disk_bytes, ..self.assignment.spec.resources }
+            }
             Phase::Paused => Resources { disk_bytes: with_file, ..Resources::default() },
             // it comes to have one while it is paused for the first time
             phase if self.saving.has_memory_file || phase == Phase::Pausing => {
@@ -135,12 +145,26 @@ pub struct Ledger {
     paths: SandboxPaths,
     report: watch::Sender<StatusReport>,
     changed: Changed,
+    /// of `maps`: for as long as it is here the file is charged
+    mapped: Mutex<Option<Arc<Mapped>>>,
 }
 
 impl Ledger {
     pub fn new(record: Record, paths: SandboxPaths, changed: Changed) -> Self {
         let report = watch::Sender::new(record.report());
-        Self { record: Mutex::new(record), paths, report, changed }
+        Self { record: Mutex::new(record), paths, report, changed, mapped: Mutex::default() }
+    }
+
+    /// Its machine maps the memory file of a saved one from now on.
+    pub fn map(&self, origin: Origin, mapped: Arc<Mapped>) {
+        self.note(false, |saving| saving.maps = Some((origin, *mapped)));
+        *self.mapped.lock().unwrap_or_else(PoisonError::into_inner) = Some(mapped);
+    }
+
+    /// No process of it is left.
+    pub fn unmap(&self) {
+        self.note(false, |saving| saving.maps = None);
+        *self.mapped.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     pub fn paths(&self) -> &SandboxPaths {

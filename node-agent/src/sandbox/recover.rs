@@ -84,6 +84,10 @@ async fn one(
     if let Some(uid) = uid {
         host.uids.adopt(uid);
     }
+    // until its cgroup is empty, whatever the record says of its machine
+    if let Some((origin, mapped)) = context.ledger.saving().maps {
+        context.ledger.map(origin, host.catalog.adopt(origin, mapped));
+    }
     if phase.is_final() {
         // Nothing should be left; what is, because a teardown failed, is tried once more, and keeps its uid until then.
         if let Err(left) = teardown::run(&context, None).await {

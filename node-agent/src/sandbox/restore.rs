@@ -16,13 +16,13 @@ use super::bringup::{
 };
 use super::record::Assignment;
 use super::{policy, teardown};
-use crate::catalog::Held;
+use crate::catalog::{Held, Origin};
 use crate::clock::BootTime;
 use crate::guest::clock_ms;
 use crate::host::snapshots::key::{hexadecimal, random};
 use crate::host::snapshots::{FileIdentity, Saved};
 use crate::machine::{LaunchPlan, Machine, Restore, Start};
-use pinfold_domain::{Cause, Milestone, Reason, SnapshotId, Source, TemplateId};
+use pinfold_domain::{Cause, Milestone, Reason, Source, TemplateId};
 use pinfold_proto::guest::v1::WakeRequest;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,13 +35,6 @@ const RESTORE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// For a VMM to say how it came there; only the timeline misses it.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Where the saved machine is listed.
-#[derive(Debug, Clone, Copy)]
-pub enum Origin {
-    Snapshot(SnapshotId),
-    Template(TemplateId),
-}
 
 struct Accepted {
     saved: Arc<Saved>,
@@ -80,20 +73,22 @@ pub async fn or_boot(context: &Context) -> Result<Ready, Cause> {
                     return Err(Cause::new(Reason::RestoreFailed, message));
                 }
             };
-            let restored = from_saved(context, saved).await.map_err(restore_cause);
-            after(context, Origin::Snapshot(snapshot), restored).await
+            let origin = Origin::Snapshot(snapshot);
+            let restored = from_saved(context, saved, origin).await.map_err(restore_cause);
+            after(context, origin, restored).await
         }
         (Source::Template(_), Some(template)) => {
             let Some(Held::Ready(saved)) = catalog.templates.get(template) else {
                 tracing::info!(sandbox = %id, %template, "the template is not prepared here: it is booted");
                 return bringup::boot(context).await;
             };
-            let restored = tokio::time::timeout(RESTORE_TIMEOUT, from_saved(context, saved)).await;
+            let origin = Origin::Template(template);
+            let restored = tokio::time::timeout(RESTORE_TIMEOUT, from_saved(context, saved, origin)).await;
             let restored = restored.unwrap_or_else(|_| {
                 let seconds = RESTORE_TIMEOUT.as_secs();
                 Err(Cause::new(Reason::RestoreFailed, format!("not ready within {seconds} s")))
             });
-            match after(context, Origin::Template(template), restored).await {
+            match after(context, origin, restored).await {
                 Ok(ready) => Ok(ready),
                 Err(cause) => instead(context, template, cause).await,
             }
@@ -122,8 +117,8 @@ async fn after(context: &Context, origin: Origin, restored: Result<Ready, Cause>
         (Ok(ready), origin) => Ok(Ready { origin: Some(origin), ..ready }),
         (Err(cause), origin) if cause.reason == Reason::SnapshotInvalid => {
             match origin {
-                Origin::Snapshot(id) => context.host.catalog.snapshots.spoil(id, cause.clone()),
-                Origin::Template(id) => context.host.catalog.templates.spoil(id, cause.clone()),
+                Origin::Snapshot(id) => context.host.catalog.snapshots.spoil(id, cause.clone()).await,
+                Origin::Template(id) => context.host.catalog.templates.spoil(id, cause.clone()).await,
             }
             Err(cause)
         }
@@ -142,16 +137,12 @@ fn restore_cause(cause: Cause) -> Cause {
 }
 
 /// A new sandbox that begins where `saved` was taken.
-async fn from_saved(context: &Context, saved: Arc<Saved>) -> Result<Ready, Cause> {
+async fn from_saved(context: &Context, saved: Arc<Saved>, origin: Origin) -> Result<Ready, Cause> {
     let generation = new_generation()?;
     context.ledger.note(false, |saving| saving.generation = Some(generation));
-    let restored = Accepted::check(context, saved)?
-        .prepare(context)
-        .await?
-        .jail(context, false)
-        .await?
-        .restore(context, false)
-        .await?;
+    let prepared = Accepted::check(context, saved)?.prepare(context).await?;
+    context.ledger.map(origin, Arc::clone(prepared.saved.mapped()));
+    let restored = prepared.jail(context, false).await?.restore(context, false).await?;
     Ok(restored.into())
 }
 

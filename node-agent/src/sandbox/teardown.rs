@@ -4,7 +4,7 @@
 //! agent. What cannot be undone within the tries stays in the list, keeps its uid out of use, and is named.
 
 use super::bringup::{Context, Taken};
-use crate::host::HostError;
+use crate::host::{HostError, blocking};
 use crate::machine::Machine;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,11 +66,17 @@ async fn undo(context: &Context, machine: Option<&Arc<dyn Machine>>, taken: Take
         Taken::RunFiles => paths.remove_run_files(),
         Taken::Cgroup => {
             host.cgroups.kill(id)?;
-            host.cgroups.remove(id).await
+            host.cgroups.remove(id).await?;
+            ledger.unmap();
+            Ok(())
         }
         Taken::Disk => {
-            host.disks.remove(&paths.disk())?;
-            paths.remove_saved()
+            let (disks, paths) = (Arc::clone(&host.disks), paths.clone());
+            blocking(move || {
+                disks.remove(&paths.disk())?;
+                paths.remove_saved()
+            })
+            .await
         }
         Taken::Uid(uid) => {
             host.uids.give_back(uid);

@@ -10,15 +10,30 @@ use crate::clock::BootTime;
 use crate::host::snapshots::{Draft, Saved};
 use crate::machine::Machine;
 use pinfold_domain::{Cause, Epoch, Reason, SandboxId, SandboxSpec, TemplateId};
+use pinfold_service::CancellationToken;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Boots `spec`, saves it into `draft`, and leaves nothing else.
-pub async fn prepare(host: &Host, id: TemplateId, spec: SandboxSpec, draft: Draft) -> Result<Saved, Cause> {
+/// Of one that is dropped before it is made.
+pub fn dropped() -> Cause {
+    Cause::new(Reason::SnapshotFailed, "the template was dropped")
+}
+
+/// Boots `spec`, saves it into `draft`, and leaves nothing else. Ended early by `ended`.
+pub async fn prepare(
+    host: &Host,
+    id: TemplateId,
+    spec: SandboxSpec,
+    draft: Draft,
+    ended: CancellationToken,
+) -> Result<Saved, Cause> {
     let context = context(host, id, spec);
     let start = Duration::from_millis(context.ledger.assignment().spec.start_timeout.0);
     let mut machine = None;
-    let made = boot_and_save(&context, start, draft, &mut machine).await;
+    let made = tokio::select! {
+        made = boot_and_save(&context, start, draft, &mut machine) => made,
+        () = ended.cancelled() => Err(dropped()),
+    };
     let removed = teardown::run(&context, machine.as_ref()).await;
     let removed = removed.and_then(|()| context.ledger.paths().remove().map_err(|error| error.sentence()));
     if let Err(left) = removed {

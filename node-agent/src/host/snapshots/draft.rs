@@ -3,11 +3,13 @@
 use super::super::paths::{make_directory, remove_tree, write_atomically};
 use super::super::{Act, HostError};
 use super::{FORMAT, FileIdentity, Manifest, Saved, Unusable, sizes};
+use crate::clock::BootTime;
 use pinfold_domain::SandboxSpec;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Dropped before [`Self::publish`] has returned, it removes what it made.
@@ -74,7 +76,7 @@ impl Draft {
             &text.act(|| "write a manifest".to_owned())?,
             true,
         )?;
-        Saved::open(&directory, self.has_disk).map_err(|error: Unusable| {
+        let saved = Saved::open(&directory, self.has_disk).map_err(|error: Unusable| {
             HostError::new(format!("use what was saved in {}", directory.display()), io::Error::other(error))
         })?;
         if !wanted() {
@@ -85,7 +87,7 @@ impl Draft {
         fs::rename(&directory, &self.target).act(|| format!("name {}", self.target.display()))?;
         self.published = true;
         sync_directory(&self.target)?;
-        Ok(Saved { directory: self.target.clone(), manifest })
+        Ok(Saved { directory: self.target.clone(), ..saved })
     }
 
     fn manifest(&self, subject: &Subject) -> Result<Manifest, HostError> {
@@ -111,11 +113,32 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        if !self.published
-            && let Err(error) = remove_tree(&self.directory())
-        {
+        if !self.published {
+            discard(&self.directory());
+        }
+    }
+}
+
+/// Takes `directory` out of the way at once; what is in it is removed where no task waits for the disk. An agent that ends before
+/// leaves half of a saved machine to the next one, by a name that no machine has.
+fn discard(directory: &Path) {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let going = directory.with_extension(format!("going-{}-{number}", BootTime::now().0));
+    if let Err(error) = fs::rename(directory, &going) {
+        if error.kind() != io::ErrorKind::NotFound {
+            tracing::error!(%error, directory = %directory.display(), "half of a saved machine is left");
+        }
+        return;
+    }
+    let remove = move || {
+        if let Err(error) = remove_tree(&going) {
             tracing::error!(error = error.sentence(), "half of a saved machine is left");
         }
+    };
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+        Err(_) => remove(),
     }
 }
 

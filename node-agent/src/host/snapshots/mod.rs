@@ -28,6 +28,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Of [`Manifest`]; another one is refused.
 const FORMAT: u32 = 1;
@@ -92,11 +93,21 @@ pub enum Unusable {
     OtherImage(String),
 }
 
+/// A memory file. Whoever has it in an `Arc` says that a machine maps it: then its blocks are in use, under whatever name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mapped {
+    /// no other file has it while this one is mapped
+    pub inode: u64,
+    pub bytes: u64,
+}
+
 /// A machine that is whole on the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Saved {
     directory: PathBuf,
     pub manifest: Manifest,
+    mapped: Arc<Mapped>,
 }
 
 impl Saved {
@@ -115,7 +126,8 @@ impl Saved {
                 format!("format {}, this agent knows {FORMAT}", manifest.format),
             ));
         }
-        let saved = Self { directory: directory.to_owned(), manifest };
+        let mapped = Mapped { inode: 0, bytes: manifest.sizes.memory_bytes };
+        let mut saved = Self { directory: directory.to_owned(), manifest, mapped: Arc::new(mapped) };
         let manifest = &saved.manifest;
         let mut expected = vec![
             ("state", saved.state(), manifest.state_bytes),
@@ -124,12 +136,17 @@ impl Saved {
         if has_disk {
             expected.push(("disk", saved.disk(), manifest.disk_bytes));
         }
+        let mut inode = 0;
         for (file, path, bytes) in expected {
             let metadata = fs::symlink_metadata(&path).map_err(|error| damaged(file, error.to_string()))?;
             if !metadata.is_file() || metadata.len() != bytes {
                 return Err(damaged(file, format!("{} bytes instead of {bytes}", metadata.len())));
             }
+            if file == "memory" {
+                inode = metadata.ino();
+            }
         }
+        saved.mapped = Arc::new(Mapped { inode, ..mapped });
         Ok(saved)
     }
 
@@ -188,6 +205,10 @@ impl Saved {
     pub fn keep_working_set(&self) -> Result<(), HostError> {
         let path = self.working_set_path();
         fs::rename(path.with_extension("new"), &path).act(|| format!("keep {}", path.display()))
+    }
+
+    pub fn mapped(&self) -> &Arc<Mapped> {
+        &self.mapped
     }
 
     /// Bytes on the disk.

@@ -1,5 +1,6 @@
 //! Which machines are saved on this node, as its disk says.
 
+use super::super::capacity::occupied_bytes;
 use super::super::paths::{StateDirectory, make_directory, remove_tree};
 use super::super::{Act, HostError};
 use super::draft::{Draft, sync_directory};
@@ -21,7 +22,10 @@ pub struct SnapshotStore {
 pub enum Found {
     Whole(Saved),
     /// it stays on the disk under another name, for a person
-    Damaged(String),
+    Damaged {
+        why: String,
+        bytes: u64,
+    },
 }
 
 const DAMAGED: &str = "damaged";
@@ -64,7 +68,8 @@ impl SnapshotStore {
                     found.push((id, opened));
                 }
                 (Some(id), Some(DAMAGED)) => {
-                    found.push((id, Found::Damaged("it was found damaged earlier".to_owned())));
+                    let (why, bytes) = ("it was found damaged earlier".to_owned(), occupied_bytes(&path)?);
+                    found.push((id, Found::Damaged { why, bytes }));
                 }
                 _ => {
                     tracing::warn!(path = %path.display(), "half of a saved machine is removed");
@@ -82,7 +87,8 @@ impl SnapshotStore {
             .and_then(|()| fs::rename(&path, path.with_extension(DAMAGED)).act(|| "set it aside".to_owned()));
         let error = moved.err().map(|error| error.sentence());
         tracing::error!(%id, why, error, "a saved machine is damaged");
-        Found::Damaged(why)
+        let bytes = occupied_bytes(&path.with_extension(DAMAGED)).unwrap_or(0);
+        Found::Damaged { why, bytes }
     }
 
     /// Whether or not it is there, whole or damaged.

@@ -129,11 +129,13 @@ fn what_is_damaged_is_named_and_set_aside() {
     for (expected, damage) in damages {
         let bench = bench();
         damage(&bench.publish());
-        let [(_, Found::Damaged(why))] = &bench.list()[..] else { panic!("{expected}: it is used") };
-        assert!(why.contains(expected), "{why}");
+        let [(_, Found::Damaged { why, bytes })] = &bench.list()[..] else {
+            panic!("{expected}: it is used")
+        };
+        assert!(why.contains(expected) && *bytes > 0, "{why}, {bytes} bytes");
         assert_eq!(bench.names(), [format!("{ID}.damaged")]);
         // it stays known, and can be replaced or removed
-        assert!(matches!(bench.list()[..], [(_, Found::Damaged(_))]));
+        assert!(matches!(bench.list()[..], [(_, Found::Damaged { .. })]));
         bench.publish();
         assert!(matches!(bench.list()[..], [(_, Found::Whole(_))]), "{:?}", bench.names());
         bench.store.remove(id()).unwrap();

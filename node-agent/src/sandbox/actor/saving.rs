@@ -16,6 +16,7 @@ use super::{
 };
 use crate::clock::BootTime;
 use crate::guest::clock_ms;
+use crate::host::blocking;
 use crate::host::snapshots::{Draft, Saved};
 use crate::machine::Machine;
 use crate::sandbox::bringup::host_cause;
@@ -53,7 +54,8 @@ impl Actor {
                 resumed?;
             }
             let _turn = save::turn(&context).await;
-            let draft = Draft::begin(context.ledger.paths().saved(), false).map_err(host_cause);
+            let target = context.ledger.paths().saved();
+            let draft = blocking(move || Draft::begin(target, false)).await.map_err(host_cause);
             let draft = draft.map_err(Failure::Failed)?;
             let copied = save::copy(&context, machine, draft, false).await?;
             copied.publish().await.map_err(Failure::Failed)
@@ -119,7 +121,7 @@ impl Actor {
                 Err(cut) => return Err(self.cut_short_on_disk(cut)),
                 Ok(Some(Order::Resume)) => resume = true,
                 Ok(Some(Order::Pause)) => {}
-                Ok(Some(order @ Order::Snapshot(..))) => self.refuse(order, "paused").await,
+                Ok(Some(order @ Order::Snapshot(_))) => self.refuse(order, "paused").await,
                 // nobody can give an order any more: only an end can come
                 Ok(None) => return Err(self.ends_by_order().await),
             }
@@ -159,15 +161,14 @@ impl Actor {
     }
 
     /// Fails only when it ends.
-    pub(super) async fn snapshot(
-        &mut self,
-        machine: &Arc<dyn Machine>,
-        id: SnapshotId,
-        draft: Draft,
-    ) -> Result<(), End> {
+    pub(super) async fn snapshot(&mut self, machine: &Arc<dyn Machine>, id: SnapshotId) -> Result<(), End> {
         let context = self.context.clone();
         let act = async {
             let _turn = save::turn(&context).await;
+            let draft = match context.host.catalog.snapshots.draft(id).await {
+                Ok(draft) => draft,
+                Err(cause) => return (None, Ok(()), Some(Err(cause))),
+            };
             let copied = save::in_time(save::copy(&context, machine, draft, true)).await;
             if matches!(copied, Err(Failure::Ended(_))) {
                 return (copied.map(drop).err(), Ok(()), None);
@@ -279,8 +280,7 @@ impl Actor {
     }
 
     async fn refuse(&self, order: Order, state: &str) {
-        if let Order::Snapshot(id, draft) = order {
-            drop(draft);
+        if let Order::Snapshot(id) = order {
             let cause = Cause::new(Reason::WrongPhase, format!("the sandbox is {state}"));
             self.context.host.catalog.snapshots.finish(id, Err(cause)).await;
         }

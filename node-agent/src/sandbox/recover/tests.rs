@@ -1,8 +1,9 @@
 //! What a second agent makes of what the first one left: the records are real files, the host is the actor tests' fake.
 
 use super::*;
+use crate::catalog::Origin;
 use crate::host::snapshots::draft::Subject;
-use crate::host::snapshots::{Draft, FileIdentity};
+use crate::host::snapshots::{Draft, FileIdentity, Mapped};
 use crate::machine::ProcessRecord;
 use crate::registry::Registry;
 use crate::sandbox::fake_host::{Fault, World, host};
@@ -315,6 +316,19 @@ async fn a_paused_sandbox_outlives_the_boot_with_the_time_that_is_left() {
     let expires = registry.ledger(ID.parse().unwrap()).unwrap().assignment().expires_at.remaining();
     assert!((490..=500).contains(&expires.as_secs()), "{expires:?}");
     left.ends(&registry).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_adopted_machine_maps_is_charged_until_it_has_ended() {
+    let origin = Origin::Snapshot(ID.parse().unwrap());
+    let mapped = Mapped { inode: 1, bytes: 5 << 20 };
+    let left = left(&ALL, |record| record.saving.maps = Some((origin, mapped)));
+    let registry = left.recovered().await;
+    let watched = Arc::downgrade(&left.host.catalog.adopt(origin, mapped));
+    assert_eq!(watched.strong_count(), 1, "its sandbox has it");
+    left.ends(&registry).await;
+    assert_eq!(watched.strong_count(), 0);
+    assert_eq!(registry.ledger(ID.parse().unwrap()).unwrap().saving().maps, None);
 }
 
 #[tokio::test(start_paused = true)]

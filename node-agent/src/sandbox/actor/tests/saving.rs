@@ -28,8 +28,8 @@ impl Bench {
     }
 
     fn take_snapshot(&self) {
-        let draft = self.host.catalog.snapshots.begin(snapshot(), 1).unwrap().unwrap();
-        self.orders.try_send(Order::Snapshot(snapshot(), draft)).unwrap();
+        self.host.catalog.snapshots.begin(snapshot(), 1).unwrap().unwrap();
+        self.orders.try_send(Order::Snapshot(snapshot())).unwrap();
     }
 
     async fn snapshot_made(&self) -> Held {
@@ -255,11 +255,17 @@ async fn a_snapshot_of_a_sandbox_that_ends_has_failed() {
 /// A prepared template on the host of a new sandbox that is to be made from it.
 async fn from_template(faults: &[Fault], source: Source) -> Bench {
     Bench::prepared(faults, source, |host| async move {
-        let draft = host.catalog.templates.begin(template(), 1).unwrap().unwrap();
-        let saved = template::prepare(&host, template(), assignment(1).spec, draft).await.unwrap();
+        host.catalog.templates.begin(template(), 1).unwrap().unwrap();
+        let draft = host.catalog.templates.draft(template()).await.unwrap();
+        let saved = template::prepare(&host, template(), assignment(1).spec, draft, CancellationToken::new())
+            .await
+            .unwrap();
         host.catalog.templates.finish(template(), Ok(saved)).await;
-        let draft = host.catalog.snapshots.begin(snapshot(), 1).unwrap().unwrap();
-        let saved = template::prepare(&host, template(), assignment(1).spec, draft).await.unwrap();
+        host.catalog.snapshots.begin(snapshot(), 1).unwrap().unwrap();
+        let draft = host.catalog.snapshots.draft(snapshot()).await.unwrap();
+        let saved = template::prepare(&host, template(), assignment(1).spec, draft, CancellationToken::new())
+            .await
+            .unwrap();
         host.catalog.snapshots.finish(snapshot(), Ok(saved)).await;
     })
     .await
@@ -277,8 +283,13 @@ async fn what_is_made_from_a_template_is_restored() {
     assert_eq!(reached, [Milestone::Jailed, Milestone::Woken, Milestone::GuestReady, Milestone::Restored]);
     let Some(Held::Ready(saved)) = bench.host.catalog.templates.get(template()) else { panic!("prepared") };
     assert!(saved.working_set().is_some(), "the next one is faster");
+    // its memory file is charged for as long as it runs, also when the template goes
+    let users = Arc::strong_count(saved.mapped());
+    let ledger = Arc::clone(&bench.ledger);
+    assert_eq!(ledger.saving().maps.map(|(_, mapped)| mapped), Some(**saved.mapped()));
     bench.order(Reason::StopRequested, Duration::ZERO);
     bench.end().await;
+    assert_eq!((ledger.saving().maps, Arc::strong_count(saved.mapped())), (None, users - 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -321,10 +332,16 @@ async fn a_template_leaves_nothing_but_its_files() {
     let directory = tempfile::tempdir().unwrap();
     let world = World::with([Fault::Save]);
     let host = host(&world, directory.path());
-    let draft = host.catalog.templates.begin(template(), 1).unwrap().unwrap();
-    let cause = template::prepare(&host, template(), assignment(1).spec, draft).await.unwrap_err();
+    host.catalog.templates.begin(template(), 1).unwrap().unwrap();
+    let draft = host.catalog.templates.draft(template()).await.unwrap();
+    let cause = template::prepare(&host, template(), assignment(1).spec, draft, CancellationToken::new())
+        .await
+        .unwrap_err();
     assert_eq!(cause.reason, Reason::SnapshotFailed, "{cause:?}");
     assert_eq!((world.held(), host.uids.taken()), (Vec::new(), 0));
     assert!(host.state.list().unwrap().is_empty());
-    assert_eq!(std::fs::read_dir(host.state.below("templates")).unwrap().count(), 0);
+    // its files are removed beside the runtime
+    while std::fs::read_dir(host.state.below("templates")).unwrap().count() > 0 {
+        tokio::task::yield_now().await;
+    }
 }
