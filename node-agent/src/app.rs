@@ -56,6 +56,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     }
     let allocatable = capacity.allocatable;
     let host = host(&config, state, &capacity, &tasks)?;
+    host.catalog.outdate_templates(&*host.images).await;
     let term = TermKeeper::open(host.state.term_file()).map_err(sentence)?;
     let let_go = CancellationToken::new();
     let registry = Arc::new(Registry::new(host.clone(), allocatable, tasks.clone(), let_go.clone()));

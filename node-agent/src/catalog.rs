@@ -17,10 +17,11 @@ mod shelf;
 
 pub use shelf::Shelf;
 
-use crate::host::HostError;
-use crate::host::snapshots::{Mapped, Saved, SnapshotKey, SnapshotStore};
+use crate::host::snapshots::{Mapped, Saved, SnapshotKey, SnapshotStore, Unusable};
+use crate::host::{HostError, Images};
 use pinfold_domain::{
-    Cause, Preparation, SnapshotId, SnapshotReport, SnapshotSizes, SnapshotState, TemplateId, TemplateReport,
+    Cause, Preparation, Reason, SnapshotId, SnapshotReport, SnapshotSizes, SnapshotState, TemplateId,
+    TemplateReport,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -75,6 +76,25 @@ impl Catalog {
 
     pub fn key(&self) -> &SnapshotKey {
         self.snapshots.key()
+    }
+
+    /// Templates whose image or kernel was replaced while no agent ran are prepared anew. Returns how many there are.
+    pub async fn outdate_templates(&self, images: &dyn Images) -> usize {
+        let mut outdated = 0;
+        for (id, held) in self.templates.list() {
+            let Held::Ready(saved) = held else { continue };
+            if let Some(why) = saved.outdated(images) {
+                tracing::info!(template = %id, %why, "a template is outdated");
+                self.outdate(id, &why).await;
+                outdated += 1;
+            }
+        }
+        outdated
+    }
+
+    /// What is made from this template would not be what a boot makes: its files go, and the scheduler asks for it again.
+    pub async fn outdate(&self, template: TemplateId, why: &Unusable) {
+        self.templates.outdate(template, Cause::new(Reason::SnapshotInvalid, why.to_string())).await;
     }
 
     /// Charges what a machine maps that an earlier agent has started, whether or not it is still listed.

@@ -59,7 +59,7 @@ impl<Id: Copy + Ord + Display + FromStr + Send + 'static> Shelf<Id> {
             List { entries: BTreeMap::new(), changed: BTreeSet::new(), gone: Vec::new(), failures: 0 };
         for (id, found) in store.list::<Id>()? {
             match found {
-                Found::Whole(saved) => list.put(id, Entry::ready(saved)),
+                Found::Whole(saved) => list.put(id, Entry::ready(*saved)),
                 Found::Damaged { why, bytes } => {
                     list.fail(id, Cause::new(Reason::SnapshotInvalid, why), bytes);
                 }

@@ -10,7 +10,7 @@ use crate::machine::{ControlError, Exit};
 use pinfold_service::CancellationToken;
 use pinfold_vmm_api::control::{ExitReason, ExitRecord};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// What goes wrong.
@@ -57,6 +57,9 @@ pub struct World {
     held: Mutex<BTreeSet<String>>,
     /// what has happened, in order
     pub log: Mutex<Vec<String>>,
+    /// another root image and kernel than the usual
+    pub image: Mutex<Option<PathBuf>>,
+    pub kernel: Mutex<Option<PathBuf>>,
     removals_failed: Mutex<u32>,
     resumes_late: Mutex<u32>,
     pub machine: FakeMachine,

@@ -82,6 +82,11 @@ pub async fn or_boot(context: &Context) -> Result<Ready, Cause> {
                 tracing::info!(sandbox = %id, %template, "the template is not prepared here: it is booted");
                 return bringup::boot(context).await;
             };
+            if let Some(why) = saved.outdated(&*context.host.images) {
+                tracing::info!(sandbox = %id, %template, %why, "the template is outdated: it is booted");
+                catalog.outdate(template, &why).await;
+                return bringup::boot(context).await;
+            }
             let origin = Origin::Template(template);
             let restored = tokio::time::timeout(RESTORE_TIMEOUT, from_saved(context, saved, origin)).await;
             let restored = restored.unwrap_or_else(|_| {

@@ -14,7 +14,7 @@ use super::restore;
 use crate::guest::GuestError;
 use crate::host::blocking;
 use crate::host::snapshots::draft::Subject;
-use crate::host::snapshots::{Draft, FileIdentity, Saved};
+use crate::host::snapshots::{Draft, FileIdentity, KernelIdentity, Saved};
 use crate::machine::{ControlError, Machine};
 use pinfold_domain::{Cause, Reason};
 use std::sync::Arc;
@@ -172,11 +172,12 @@ fn subject(context: &Context) -> Result<Subject, Cause> {
     let image = context.host.images.root_image(&assignment.spec.image).map_err(image_cause)?;
     let image = FileIdentity::of(&assignment.spec.image, &image).map_err(host_cause)?;
     let kernel = context.host.images.kernel(assignment.spec.kernel.as_deref()).map_err(image_cause)?;
+    let kernel = KernelIdentity::of(assignment.spec.kernel.as_deref(), &kernel).map_err(host_cause)?;
     Ok(Subject {
         tenant: assignment.tenant,
         source: assignment.id.to_string(),
         spec: assignment.spec,
         image,
-        mmio_on_cmdline: kernel.mmio_on_cmdline,
+        kernel,
     })
 }

@@ -2,7 +2,7 @@
 
 use super::super::paths::{make_directory, remove_tree, write_atomically};
 use super::super::{Act, HostError};
-use super::{FORMAT, FileIdentity, Manifest, Saved, Unusable, sizes};
+use super::{FORMAT, FileIdentity, KernelIdentity, Manifest, Saved, Unusable, sizes};
 use crate::clock::BootTime;
 use pinfold_domain::SandboxSpec;
 use std::fs::{self, File, OpenOptions};
@@ -28,7 +28,7 @@ pub struct Subject {
     pub source: String,
     pub spec: SandboxSpec,
     pub image: FileIdentity,
-    pub mmio_on_cmdline: bool,
+    pub kernel: KernelIdentity,
 }
 
 impl Draft {
@@ -103,7 +103,8 @@ impl Draft {
             memory_mib: crate::sandbox::policy::memory_mib(&subject.spec),
             disk_bytes: subject.spec.resources.disk_bytes,
             image: subject.image.clone(),
-            mmio_on_cmdline: subject.mmio_on_cmdline,
+            mmio_on_cmdline: subject.kernel.mmio_on_cmdline,
+            kernel: Some(subject.kernel.clone()),
             state_bytes,
             sizes: sizes(&directory, self.has_disk)?,
             created_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),

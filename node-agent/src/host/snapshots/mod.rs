@@ -21,7 +21,7 @@ pub use key::SnapshotKey;
 pub use store::{Found, SnapshotStore};
 
 use super::clone::data_bytes;
-use super::{Act, HostError};
+use super::{Act, HostError, Images, Kernel};
 use pinfold_domain::{SandboxSpec, SnapshotSizes};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -48,6 +48,9 @@ pub struct Manifest {
     pub disk_bytes: u64,
     /// the root image that the guest has mounted
     pub image: FileIdentity,
+    /// the kernel that it was booted with; none in those of earlier agents
+    #[serde(default)]
+    pub kernel: Option<KernelIdentity>,
     /// whether its kernel found its devices on the command line: a machine that is restored has to be made the same way
     #[serde(default)]
     pub mmio_on_cmdline: bool,
@@ -83,6 +86,31 @@ impl FileIdentity {
     }
 }
 
+/// What a machine was booted with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelIdentity {
+    /// by the spec; `None`: the node's default
+    pub asked: Option<String>,
+    pub file: FileIdentity,
+    pub initrd: Option<FileIdentity>,
+    pub cmdline: String,
+    pub mmio_on_cmdline: bool,
+}
+
+impl KernelIdentity {
+    pub fn of(asked: Option<&str>, kernel: &Kernel) -> Result<Self, HostError> {
+        let identity = |path: &PathBuf| FileIdentity::of(&kernel.name, path);
+        Ok(Self {
+            asked: asked.map(str::to_owned),
+            file: identity(&kernel.file)?,
+            initrd: kernel.initrd.as_ref().map(identity).transpose()?,
+            cmdline: kernel.cmdline.clone(),
+            mmio_on_cmdline: kernel.mmio_on_cmdline,
+        })
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
     #[error("{0}")]
@@ -91,6 +119,8 @@ pub enum Unusable {
     DoesNotFit { what: &'static str, saved: String, asked: String },
     #[error("the image {0} was replaced since it was saved")]
     OtherImage(String),
+    #[error("the kernel {0} was replaced since it was saved")]
+    OtherKernel(String),
 }
 
 /// A memory file. Whoever has it in an `Arc` says that a machine maps it: then its blocks are in use, under whatever name.
@@ -172,6 +202,21 @@ impl Saved {
             return Err(Unusable::OtherImage(image.name.clone()));
         }
         Ok(())
+    }
+
+    /// Why a machine that is booted now would be another one: a template is of no use then. What cannot be told now, because
+    /// this node has no such image or kernel, says nothing.
+    pub fn outdated(&self, images: &dyn Images) -> Option<Unusable> {
+        let Manifest { image, kernel, .. } = &self.manifest;
+        let now =
+            images.root_image(&image.name).ok().and_then(|path| FileIdentity::of(&image.name, &path).ok());
+        if now.is_some_and(|now| now != *image) {
+            return Some(Unusable::OtherImage(image.name.clone()));
+        }
+        let Some(kernel) = kernel else { return Some(Unusable::OtherKernel("of an earlier agent".into())) };
+        let asked = kernel.asked.as_deref();
+        let now = images.kernel(asked).ok().and_then(|now| KernelIdentity::of(asked, &now).ok());
+        now.filter(|now| now != kernel).map(|_| Unusable::OtherKernel(kernel.file.name.clone()))
     }
 
     pub fn state(&self) -> PathBuf {

@@ -20,7 +20,7 @@ pub struct SnapshotStore {
 /// One entry of the listing at the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    Whole(Saved),
+    Whole(Box<Saved>),
     /// it stays on the disk under another name, for a person
     Damaged {
         why: String,
@@ -64,7 +64,8 @@ impl SnapshotStore {
             match (id, suffix) {
                 (Some(id), None) => {
                     let opened = Saved::open(&path, true).map_err(|error| error.to_string());
-                    let opened = opened.map_or_else(|why| self.set_aside(&id, why), Found::Whole);
+                    let opened = opened
+                        .map_or_else(|why| self.set_aside(&id, why), |saved| Found::Whole(Box::new(saved)));
                     found.push((id, opened));
                 }
                 (Some(id), Some(DAMAGED)) => {

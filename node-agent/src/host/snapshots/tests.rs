@@ -17,8 +17,15 @@ pub fn subject(image: &Path) -> Subject {
     let mut spec = spec();
     spec.resources.memory_bytes = 96 << 20;
     spec.resources.disk_bytes = 16 << 20;
-    let image = FileIdentity::of("base", image).unwrap();
-    Subject { tenant: "default".into(), source: "a sandbox".into(), spec, image, mmio_on_cmdline: false }
+    let file = FileIdentity::of("base", image).unwrap();
+    let kernel = KernelIdentity {
+        asked: None,
+        file: file.clone(),
+        initrd: None,
+        cmdline: "quiet".into(),
+        mmio_on_cmdline: false,
+    };
+    Subject { tenant: "default".into(), source: "a sandbox".into(), spec, image: file, kernel }
 }
 
 struct Bench {
@@ -67,7 +74,7 @@ impl Bench {
 fn what_is_published_is_found_again_as_it_was() {
     let bench = bench();
     let saved = bench.publish();
-    assert_eq!(bench.list(), [(id(), Found::Whole(saved.clone()))]);
+    assert_eq!(bench.list(), [(id(), Found::Whole(Box::new(saved.clone())))]);
     assert_eq!((saved.manifest.memory_mib, saved.manifest.state_bytes), (96, 5));
     assert!(saved.data_bytes() < 1 << 20, "holes are not counted: {}", saved.data_bytes());
     assert_eq!(saved.working_set(), None);

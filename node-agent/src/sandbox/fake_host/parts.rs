@@ -15,8 +15,13 @@ use pinfold_service::CancellationToken;
 use pinfold_vmm_api::control::{ExitReason, MachineState, SnapshotTaken, Status};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+/// The one that a test names, else any that is there and stays as it is.
+fn any_file(named: &Mutex<Option<PathBuf>>) -> PathBuf {
+    named.lock().unwrap().clone().unwrap_or_else(|| std::env::current_exe().unwrap())
+}
 
 impl Images for Fake {
     fn images(&self) -> BTreeSet<String> {
@@ -29,13 +34,12 @@ impl Images for Fake {
         if name != "base" || self.0.has(Fault::Image) {
             return Err(ImageError::Unknown { kind: "image", name: name.into(), have: String::new() });
         }
-        // any file that is there and stays as it is
-        Ok(std::env::current_exe().unwrap())
+        Ok(any_file(&self.0.image))
     }
     fn kernel(&self, _name: Option<&str>) -> Result<Kernel, ImageError> {
         Ok(Kernel {
             name: "stock".into(),
-            file: "/images/vmlinuz".into(),
+            file: any_file(&self.0.kernel),
             initrd: None,
             cmdline: String::new(),
             mmio_on_cmdline: false,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::catalog::Origin;
 use crate::host::snapshots::draft::Subject;
-use crate::host::snapshots::{Draft, FileIdentity, Mapped};
+use crate::host::snapshots::{Draft, FileIdentity, KernelIdentity, Mapped};
 use crate::machine::ProcessRecord;
 use crate::registry::Registry;
 use crate::sandbox::fake_host::{Fault, World, host};
@@ -185,8 +185,9 @@ fn saving(held: &[&str], phase: Phase, saved: bool, change: impl FnOnce(&mut Rec
         std::io::Write::write_all(&mut state, b"state").unwrap();
         memory.set_len(spec.resources.memory_bytes).unwrap();
         let image = FileIdentity::of("base", &left.host.images.root_image("base").unwrap()).unwrap();
-        let subject =
-            Subject { tenant: "default".into(), source: ID.into(), spec, image, mmio_on_cmdline: false };
+        let kernel = left.host.images.kernel(None).unwrap();
+        let kernel = KernelIdentity::of(None, &kernel).unwrap();
+        let subject = Subject { tenant: "default".into(), source: ID.into(), spec, image, kernel };
         draft.publish(&subject, || true).unwrap();
     }
     left

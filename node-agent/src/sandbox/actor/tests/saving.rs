@@ -310,6 +310,47 @@ async fn a_template_that_cannot_be_restored_is_booted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_template_of_another_image_or_kernel_is_booted_and_made_anew() {
+    let replace = |world: &World, is_kernel: bool, path: &std::path::Path| {
+        std::fs::write(path, "another").unwrap();
+        let replaced = if is_kernel { &world.kernel } else { &world.image };
+        *replaced.lock().unwrap() = Some(path.to_owned());
+    };
+    for is_kernel in [false, true] {
+        let files = tempfile::tempdir().unwrap();
+        let path = files.path().join("replaced");
+        // while it is used
+        let bench = from_template(&[], Source::Template("python".into())).await;
+        replace(&bench.world, is_kernel, &path);
+        bench.until(Phase::Running).await;
+        assert!(!bench.log().contains("restored"), "{}", bench.log());
+        let Some(Held::Failed(cause)) = bench.host.catalog.templates.get(template()) else {
+            panic!("it is kept")
+        };
+        let expected =
+            if is_kernel { "the kernel stock was replaced" } else { "the image base was replaced" };
+        assert_eq!(cause.reason, Reason::SnapshotInvalid);
+        assert!(cause.message.starts_with(expected), "{}", cause.message);
+        assert_eq!(std::fs::read_dir(bench.host.state.below("templates")).unwrap().count(), 0);
+        assert!(bench.host.catalog.templates.begin(template(), 1).unwrap().is_ok(), "it can be made anew");
+        bench.order(Reason::StopRequested, Duration::ZERO);
+        bench.end().await;
+        // while no agent ran
+        let bench = from_template(&[], Source::Snapshot(snapshot())).await;
+        bench.until(Phase::Running).await;
+        assert_eq!(bench.host.catalog.outdate_templates(&*bench.host.images).await, 0);
+        replace(&bench.world, is_kernel, &path);
+        assert_eq!(bench.host.catalog.outdate_templates(&*bench.host.images).await, 1);
+        let reports = bench.host.catalog.template_reports();
+        assert_eq!(reports[0].cause.as_ref().map(|cause| cause.reason), Some(Reason::SnapshotInvalid));
+        // a snapshot is the caller's, and has its kernel with it
+        assert!(matches!(bench.host.catalog.snapshots.get(snapshot()), Some(Held::Ready(_))));
+        bench.order(Reason::StopRequested, Duration::ZERO);
+        bench.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_snapshot_that_cannot_be_restored_is_the_end() {
     let bench = from_template(&[Fault::Wake], Source::Snapshot(snapshot())).await;
     assert_eq!(bench.end().await.1, Reason::RestoreFailed);
