@@ -14,7 +14,7 @@ use pinfold_proto::guest::v1::{CloseStdin, ExecExited, ExecRequest, ExecResponse
 use pinfold_proto::limits::FRAME_BYTES;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -79,21 +79,25 @@ fn agent_socket() -> &'static str {
     })
 }
 
-static CGROUP: OnceLock<PathBuf> = OnceLock::new();
+/// That of the agent's workload, where it has one; known after the first connection.
+pub static CGROUP: OnceLock<PathBuf> = OnceLock::new();
 
 /// In a cgroup where this machine has a v2 hierarchy that may be written, else in process groups.
 fn workload() -> Workload {
-    for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
-        let root = Path::new(root);
-        let own = root.join(format!("pinfold-guest-test-{}", std::process::id()));
-        if root.join("cgroup.procs").exists() && std::fs::create_dir(&own).is_ok() {
-            CGROUP.set(own.clone()).unwrap();
-            // SAFETY: `remove_cgroup` takes nothing, returns, and does not panic.
-            assert_eq!(unsafe { libc::atexit(remove_cgroup) }, 0);
-            return Workload::in_cgroup(own);
-        }
-    }
-    Workload::in_process_groups()
+    let own = cgroup2_mount().map(|root| root.join(format!("pinfold-guest-test-{}", std::process::id())));
+    let Some(own) = own.filter(|own| std::fs::create_dir(own).is_ok()) else {
+        return Workload::in_process_groups();
+    };
+    CGROUP.set(own.clone()).unwrap();
+    // SAFETY: `remove_cgroup` takes nothing, returns, and does not panic.
+    assert_eq!(unsafe { libc::atexit(remove_cgroup) }, 0);
+    Workload::in_cgroup(own)
+}
+
+fn cgroup2_mount() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"))?;
+    line.split(' ').nth(1).map(PathBuf::from)
 }
 
 /// A process of tests leaves nothing, also where a test failed half way.
