@@ -12,7 +12,8 @@ use clap::Parser;
 use pinfold_vmm_api::console::Reader;
 use pinfold_vmm_api::control::{ExitRecord, Request, Response, SnapshotKind, SnapshotRequest};
 use pinfold_vmm_api::{
-    CpuTemplate, Disk, MachineConfig, MemoryBacking, Net, RateLimit, Restore, RestoreMemory, Vsock,
+    CpuTemplate, Disk, MachineConfig, MemoryBacking, Net, PageFaultHandler, RateLimit, Restore,
+    RestoreMemory, Vsock,
 };
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -85,6 +86,12 @@ struct Arguments {
     /// go on from the snapshot in this directory instead of booting
     #[arg(long)]
     restore: Option<PathBuf>,
+    /// so, with its memory from a page-fault handler
+    #[arg(long, requires = "restore")]
+    handler: bool,
+    /// which does not wait to be asked
+    #[arg(long, requires = "handler")]
+    fill: bool,
     #[arg(long, default_value_t = 120)]
     timeout_seconds: u64,
 }
@@ -131,7 +138,7 @@ fn config(arguments: &Arguments, passed: &mut Vec<OwnedFd>) -> anyhow::Result<Ma
         memory_mib: arguments.memory_mib,
         kernel: kernel.map(|file| inherit(file, passed)).transpose()?,
         initrd: initrd.map(|file| inherit(file, passed)).transpose()?,
-        restore: arguments.restore.as_ref().map(|from| restore(from, passed)).transpose()?,
+        restore: arguments.restore.as_ref().map(|from| restore(arguments, from, passed)).transpose()?,
         memory_backing: MemoryBacking::default(),
         cpu_template: CpuTemplate::default(),
         cmdline: arguments.cmdline.clone(),
@@ -255,14 +262,35 @@ fn snapshot(socket: &Path, to: &Path, kind: SnapshotKind) -> anyhow::Result<Resp
     Ok(serde_json::from_str(&answer)?)
 }
 
-fn restore(from: &Path, passed: &mut Vec<OwnedFd>) -> anyhow::Result<Restore> {
+fn restore(arguments: &Arguments, from: &Path, passed: &mut Vec<OwnedFd>) -> anyhow::Result<Restore> {
+    let memory = from.join("memory");
+    let memory = if arguments.handler {
+        RestoreMemory::Handler(PageFaultHandler {
+            socket: inherit(start_handler(arguments, &memory)?, passed)?,
+            userfaultfd: inherit(open(&PathBuf::from("/dev/userfaultfd"))?, passed)?,
+        })
+    } else {
+        RestoreMemory::File(inherit(open(&memory)?, passed)?)
+    };
     Ok(Restore {
         state: inherit(open(&from.join("state"))?, passed)?,
-        memory: RestoreMemory::File(inherit(open(&from.join("memory"))?, passed)?),
+        memory,
         working_set: None,
         key: KEY.into(),
         paused: false,
     })
+}
+
+/// The machine's end of a connection to a process that serves `memory`.
+fn start_handler(arguments: &Arguments, memory: &Path) -> anyhow::Result<UnixStream> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let mut passed = Vec::new();
+    let mut command = Command::new(&arguments.vmm);
+    command.arg("serve-pages").arg("--socket-fd").arg(inherit(theirs, &mut passed)?.to_string());
+    command.arg("--memory").arg(memory).args(arguments.fill.then_some("--fill"));
+    let handler = command.spawn()?;
+    println!("[boot] page-fault handler {}", handler.id());
+    Ok(ours)
 }
 
 /// Sends a line and half-closes; returns the greeting and all that comes until the end.

@@ -33,7 +33,8 @@ use pinfold_vmm_api::config::limits;
 use pinfold_vmm_api::console::Writer;
 use pinfold_vmm_api::control::{Confinement, ExitReason, StartTiming};
 use pinfold_vmm_api::{MachineConfig, MachineConfigError};
-use start::Kernel;
+use start::{Kernel, Prepared};
+use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
@@ -89,6 +90,7 @@ impl BuildError {
             Self::Boot(_) => ExitReason::BadKernel,
             Self::Disk { .. } => ExitReason::BadDisk,
             Self::Cpuid(CpuidError::Absent { .. }) => ExitReason::BadConfig,
+            Self::Restore(RestoreError::PageSource(_)) => ExitReason::PageFaultHandler,
             Self::Restore(_) | Self::Cpuid(CpuidError::Saved(_)) => ExitReason::BadSnapshot,
             Self::Net { .. } => ExitReason::BadNet,
             Self::KvmVersion(_) | Self::Kvm { .. } | Self::Cpuid(_) | Self::Register(_) => ExitReason::Kvm,
@@ -111,27 +113,42 @@ fn kvm(act: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
     move |source| BuildError::Kvm { act, source }
 }
 
-/// Builds the machine. `own`: what it may read of its own process; `confinement`: what is in force, to be told; `began`:
-/// when the process did.
+/// What a machine has to know of its process.
+pub struct Process<'a> {
+    /// what it may read of itself
+    pub own: OwnFiles,
+    /// what is in force, to be told
+    pub confinement: Confinement,
+    /// when it began
+    pub began: Instant,
+    /// where its exit record goes
+    pub exit: &'a File,
+}
+
+/// Builds the machine.
 pub fn build(
     config: &MachineConfig,
     descriptors: Descriptors,
-    own: OwnFiles,
-    confinement: Confinement,
-    began: Instant,
+    process: Process<'_>,
 ) -> Result<Machine, BuildError> {
+    let Process { own, confinement, began, exit } = process;
     let mut timing = StartTiming::default();
     config.validate()?;
     let signals = signals::Signals::block().map_err(host("block signals"))?;
     let (kvm, vm) = open_kvm(descriptors.kvm)?;
-    let (start, memory, origin) = start::prepare(config, descriptors.restore)?;
+    let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
+    let Prepared { start, memory, origin, pages } = start::prepare(config, descriptors.restore)?;
+    if let Some(pages) = pages {
+        let exit = exit.try_clone().map_err(host("duplicate the exit descriptor"))?;
+        let binding = seccomp::pages(!config.without_seccomp)?;
+        pages.watch(binding, Arc::clone(&ending), exit).map_err(host("watch the page-fault handler"))?;
+    }
     memory::register(&memory, &vm)?;
     let cpuid = start.cpuid(Template::new(&kvm, config.vcpus, config.cpu_template)?)?;
     let has_pit = config.mmio_on_cmdline || !cpuid.has_deadline_timer();
     create_interrupt_controllers(&vm, has_pit)?;
 
     let metrics = Arc::new(Metrics::default());
-    let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
     let console = ConsoleBuffer::new(Arc::clone(&metrics)).map_err(host("make an eventfd"))?;
     let serial = attach_serial(&vm, console.clone())?;
     let files = Files { disks: descriptors.disks, nets: descriptors.nets, vsock: descriptors.vsock };

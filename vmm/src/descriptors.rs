@@ -40,7 +40,7 @@ pub struct RestoreDescriptors {
 #[derive(Debug)]
 pub enum MemorySource {
     File(File),
-    Handler(UnixStream),
+    Handler { socket: UnixStream, userfaultfd: File },
 }
 
 /// Takes the descriptor of the exit record, which is wanted first and kept longest.
@@ -81,9 +81,10 @@ impl Descriptors {
                     RestoreMemory::File(number) => {
                         MemorySource::File(take("the snapshot's memory", number)?.into())
                     }
-                    RestoreMemory::Handler(number) => {
-                        MemorySource::Handler(take("the page-fault handler", number)?.into())
-                    }
+                    RestoreMemory::Handler(handler) => MemorySource::Handler {
+                        socket: take("the page-fault handler", handler.socket)?.into(),
+                        userfaultfd: take("/dev/userfaultfd", handler.userfaultfd)?.into(),
+                    },
                 },
                 working_set: restore
                     .working_set

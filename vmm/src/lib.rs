@@ -30,4 +30,5 @@ pub mod record;
 pub mod seccomp;
 pub mod signals;
 pub mod snapshot;
+pub mod userfault;
 pub mod vcpu;

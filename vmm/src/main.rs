@@ -4,9 +4,11 @@ use anyhow::Context;
 use pinfold_vmm::process::{self, Options};
 use pinfold_vmm::snapshot::format::Key;
 use pinfold_vmm::snapshot::merge::{self, Files};
+use pinfold_vmm::userfault::server::{self, Ahead};
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -18,6 +20,7 @@ Usage: pinfold-vmm run --config-fd N [--proc-fd N]
        pinfold-vmm probe [--kvm PATH]
        pinfold-vmm rules
        pinfold-vmm snapshot-merge --key-file PATH --base DIR --diff DIR --into DIR
+       pinfold-vmm serve-pages --socket-fd N --memory PATH [--working-set PATH] [--fill]
 
 run     runs the microVM of a config until it ends
           --config-fd N   descriptor from which the config is read as JSON
@@ -27,6 +30,10 @@ probe   says as JSON whether this machine can run microVMs, and what to do if no
 snapshot-merge   makes one full snapshot of one and the diff that was taken after it; the files are `state` and `memory`
           --key-file PATH 64 hexadecimal digits, the key of both
           --into DIR      an empty directory
+serve-pages   a page-fault handler: gives one restored machine its memory from the memory file of a snapshot
+          --socket-fd N   descriptor of a Unix stream socket that is connected to the machine's
+          --working-set PATH  put these pages in place before they are asked for
+          --fill          then everything else, and end when the machine has it all
 rules   lists as JSON the system calls that each thread may make, under which conditions and why
 ";
 
@@ -38,12 +45,21 @@ struct Merge {
     into: PathBuf,
 }
 
+#[derive(Debug, Default)]
+struct ServePages {
+    socket_fd: RawFd,
+    memory: PathBuf,
+    working_set: Option<PathBuf>,
+    fill: bool,
+}
+
 #[derive(Debug)]
 enum Command {
     Run { config_fd: RawFd, proc_fd: Option<RawFd> },
     Probe { kvm: PathBuf },
     Rules,
     Merge(Merge),
+    ServePages(ServePages),
     Help,
     Version,
 }
@@ -78,6 +94,7 @@ fn carry_out(command: Command, began: Instant) -> anyhow::Result<ExitCode> {
         Command::Probe { kvm } => probe(&kvm),
         Command::Rules => print(&serde_json::to_string(&pinfold_vmm::seccomp::listing::all())?),
         Command::Merge(merge) => snapshot_merge(&merge),
+        Command::ServePages(options) => serve_pages(&options),
         Command::Help => print(USAGE),
         Command::Version => print(concat!("pinfold-vmm ", env!("CARGO_PKG_VERSION"), "\n")),
     }
@@ -99,6 +116,7 @@ fn command(mut arguments: lexopt::Parser) -> anyhow::Result<Command> {
         None => anyhow::bail!("no command given; see pinfold-vmm --help"),
     };
     let mut merge = Merge::default();
+    let mut pages = ServePages::default();
     let (mut config_fd, mut proc_fd, mut kvm) = (None, None, PathBuf::from("/dev/kvm"));
     while let Some(argument) = arguments.next()? {
         match (name.as_str(), argument) {
@@ -110,6 +128,10 @@ fn command(mut arguments: lexopt::Parser) -> anyhow::Result<Command> {
             ("snapshot-merge", Long("base")) => merge.base = arguments.value()?.into(),
             ("snapshot-merge", Long("diff")) => merge.diff = arguments.value()?.into(),
             ("snapshot-merge", Long("into")) => merge.into = arguments.value()?.into(),
+            ("serve-pages", Long("socket-fd")) => pages.socket_fd = arguments.value()?.parse()?,
+            ("serve-pages", Long("memory")) => pages.memory = arguments.value()?.into(),
+            ("serve-pages", Long("working-set")) => pages.working_set = Some(arguments.value()?.into()),
+            ("serve-pages", Long("fill")) => pages.fill = true,
             (_, other) => return Err(other.unexpected().into()),
         }
     }
@@ -117,6 +139,7 @@ fn command(mut arguments: lexopt::Parser) -> anyhow::Result<Command> {
         "run" => Ok(Command::Run { config_fd: config_fd.context("run needs --config-fd")?, proc_fd }),
         "probe" => Ok(Command::Probe { kvm }),
         "snapshot-merge" => Ok(Command::Merge(merge)),
+        "serve-pages" => Ok(Command::ServePages(pages)),
         "rules" => Ok(Command::Rules),
         other => anyhow::bail!("{other:?} is no command; see pinfold-vmm --help"),
     }
@@ -137,6 +160,20 @@ fn snapshot_merge(paths: &Merge) -> anyhow::Result<ExitCode> {
         anyhow::Ok(Files { state: file("state")?, memory: file("memory")? })
     };
     merge::merge(&open(&paths.base, false)?, &open(&paths.diff, false)?, &open(&paths.into, true)?, &key)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serve_pages(options: &ServePages) -> anyhow::Result<ExitCode> {
+    let number = options.socket_fd;
+    anyhow::ensure!(number >= 3, "serve-pages: --socket-fd is {number}, it must be 3 or more");
+    // SAFETY: nothing else in this process uses the descriptor; a wrong number makes the greeting fail.
+    let socket = unsafe { UnixStream::from_raw_fd(number) };
+    let open =
+        |path: &Path| std::fs::File::open(path).with_context(|| format!("serve-pages cannot open {path:?}"));
+    let working_set = options.working_set.as_deref().map(open).transpose()?;
+    let ahead = Ahead { working_set, fill: options.fill };
+    let served = server::serve(socket, &open(&options.memory)?, &ahead)?;
+    println!("{served:?}");
     Ok(ExitCode::SUCCESS)
 }
 

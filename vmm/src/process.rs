@@ -7,7 +7,7 @@
 //! From the fourth step on nothing can be opened; everything that a guest can shape (its kernel, its disks, its
 //! snapshot) is read after it.
 
-use crate::builder::{self, BuildError};
+use crate::builder::{self, BuildError, Process};
 use crate::descriptors::{self, Descriptors};
 use crate::machine::Machine;
 use crate::memory_use::OwnFiles;
@@ -59,7 +59,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let exit = unsafe { descriptors::take_exit(&config) }?;
     die_with_a_record(&exit)?;
     let own = OwnFiles::open(options.proc_fd);
-    let record = match machine(&config, own, options) {
+    let record = match machine(&config, own, options, &exit) {
         Ok(machine) => machine.run(),
         Err(error) => empty_record(error.reason(), error.to_string()),
     };
@@ -69,14 +69,20 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     leave(i32::from(written.is_err()))
 }
 
-fn machine(config: &MachineConfig, own: OwnFiles, options: &Options) -> Result<Machine, BuildError> {
+fn machine(
+    config: &MachineConfig,
+    own: OwnFiles,
+    options: &Options,
+    exit: &File,
+) -> Result<Machine, BuildError> {
     config.validate()?;
     // SAFETY: nothing in this process has used the descriptors of the config yet, but for the exit record's.
     let descriptors = unsafe { Descriptors::take(config) }?;
     confinement::forbid_dumps()?;
     let landlock = if options.landlock { confinement::forbid_paths(config.vsock.as_ref())? } else { None };
     let confinement = confinement::told(landlock, !config.without_seccomp);
-    let mut machine = builder::build(config, descriptors, own, confinement, options.began)?;
+    let process = Process { own, confinement, began: options.began, exit };
+    let mut machine = builder::build(config, descriptors, process)?;
     if let Some(call) = options.once_bound {
         machine.call_once_bound(call);
     }
@@ -100,12 +106,16 @@ fn read_config(fd: RawFd) -> anyhow::Result<MachineConfig> {
 fn die_with_a_record(exit: &File) -> anyhow::Result<()> {
     let exit = exit.try_clone().context("duplicating the exit descriptor")?;
     std::panic::set_hook(Box::new(move |panic| {
-        let message = format!("the VMM panicked: {panic}");
-        eprintln!("pinfold-vmm: {message}");
-        let _ = record::write(&exit, &empty_record(ExitReason::Internal, message));
-        leave(1)
+        end_with_a_record(&exit, ExitReason::Internal, format!("the VMM panicked: {panic}"))
     }));
     Ok(())
+}
+
+/// Ends the process at once, whatever its other threads do.
+pub(crate) fn end_with_a_record(exit: &File, reason: ExitReason, message: String) -> ! {
+    eprintln!("pinfold-vmm: {message}");
+    let _ = record::write(exit, &empty_record(reason, message));
+    leave(1)
 }
 
 /// Of a machine that did not run, or does not know any more what it cost.

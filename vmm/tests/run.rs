@@ -188,7 +188,7 @@ fn the_rules_of_every_thread_are_listed_with_a_reason() {
     let output = Command::new(vmm).arg("rules").output().expect("started");
     assert_eq!(output.status.code(), Some(0));
     let rules: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
-    for thread in ["devices", "vcpu", "worker"] {
+    for thread in ["devices", "vcpu", "worker", "pages"] {
         let of_thread: Vec<_> = rules.iter().filter(|rule| rule["thread"] == thread).collect();
         assert!(of_thread.len() > 10, "{thread}");
         assert!(of_thread.iter().all(|rule| rule["why"].as_str().is_some_and(|why| !why.is_empty())));

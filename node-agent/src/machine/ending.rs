@@ -51,6 +51,9 @@ fn from_record(record: &ExitRecord, evidence: &Evidence) -> Cause {
         ExitReason::BadDisk => said(Reason::RootImageInvalid, "a disk cannot be used"),
         ExitReason::BadNet => said(Reason::VmmFailed, "a network device cannot be used"),
         ExitReason::BadSnapshot => said(Reason::SnapshotInvalid, "the saved machine cannot be used"),
+        ExitReason::PageFaultHandler => {
+            said(Reason::VmmFailed, "its memory came from a process that is gone")
+        }
         ExitReason::GuestPanic => said(Reason::GuestPanic, "the guest's kernel panicked"),
         ExitReason::Killed => said(Reason::VmmFailed, "the VMM was told to end, but not by this agent"),
         ExitReason::BadConfig => said(Reason::VmmFailed, "the VMM refused its configuration"),
@@ -118,6 +121,7 @@ mod tests {
             (ExitReason::BadInitrd, Reason::KernelInvalid),
             (ExitReason::BadDisk, Reason::RootImageInvalid),
             (ExitReason::BadSnapshot, Reason::SnapshotInvalid),
+            (ExitReason::PageFaultHandler, Reason::VmmFailed),
             (ExitReason::BadConfig, Reason::VmmFailed),
             (ExitReason::Kvm, Reason::VmmFailed),
             (ExitReason::Internal, Reason::VmmFailed),

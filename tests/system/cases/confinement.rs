@@ -111,6 +111,7 @@ fn threads(text: &str) -> Result<BTreeMap<u64, &'static str>> {
         let kind = match name {
             "pinfold-vmm" => "devices",
             "disk" => "worker",
+            "pages" => "pages",
             vcpu if vcpu.starts_with("vcpu") => "vcpu",
             // something else of the node is under seccomp
             _ => continue,

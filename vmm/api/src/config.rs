@@ -168,8 +168,19 @@ pub struct Restore {
 pub enum RestoreMemory {
     /// The memory file, mapped privately: a page costs something when it is touched.
     File(FdNumber),
-    /// A connected Unix stream socket of a page-fault handler, which gets the userfaultfd and the layout.
-    Handler(FdNumber),
+    /// Somebody else has it, and gives page by page what is touched.
+    Handler(PageFaultHandler),
+}
+
+/// See [`crate::page_fault`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PageFaultHandler {
+    /// a Unix stream socket that is connected to it
+    pub socket: FdNumber,
+    /// Open `/dev/userfaultfd`: the faults of a guest come from the kernel, and without privileges no process may handle
+    /// those by itself.
+    pub userfaultfd: FdNumber,
 }
 
 /// The VMM's own vsock device over Unix sockets.
@@ -201,6 +212,10 @@ pub enum MachineConfigError {
     GroupAddress { index: usize, first: u8 },
     #[error("the snapshot key is not {0} hexadecimal digits", limits::SNAPSHOT_KEY_DIGITS)]
     SnapshotKey,
+    #[error(
+        "restore.working_set is given and memory comes from a page-fault handler, which puts pages in place itself"
+    )]
+    WorkingSetOfHandler,
 }
 
 impl MachineConfig {
@@ -236,6 +251,9 @@ impl MachineConfig {
             let digits = restore.key.bytes().all(|byte| byte.is_ascii_hexdigit());
             if !digits || restore.key.len() != limits::SNAPSHOT_KEY_DIGITS {
                 return Err(MachineConfigError::SnapshotKey);
+            }
+            if restore.working_set.is_some() && matches!(restore.memory, RestoreMemory::Handler(_)) {
+                return Err(MachineConfigError::WorkingSetOfHandler);
             }
         }
         if let Some(vsock) = &self.vsock {

@@ -273,6 +273,8 @@ pub enum ExitReason {
     BadNet,
     /// the snapshot is damaged, of another version or key, or does not fit this machine or config
     BadSnapshot,
+    /// the page-fault handler does not answer, or left before all of guest memory was in place
+    PageFaultHandler,
     /// KVM refused something
     Kvm,
     /// KVM stopped a vCPU for good (internal error, failed entry)

@@ -18,9 +18,10 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod jail;
+pub mod page_fault;
 
 pub use config::{
-    CpuTemplate, Disk, FdNumber, MachineConfig, MachineConfigError, MemoryBacking, Net, RateLimit, Restore,
-    RestoreMemory, Vsock,
+    CpuTemplate, Disk, FdNumber, MachineConfig, MachineConfigError, MemoryBacking, Net, PageFaultHandler,
+    RateLimit, Restore, RestoreMemory, Vsock,
 };
 pub use jail::{JailConfig, JailConfigError, PassedFd};

@@ -14,6 +14,7 @@ use crate::snapshot::manifest::{Saved, Wanted};
 use crate::snapshot::memory::Origin;
 use crate::snapshot::restore::{self, Opened, RestoreError};
 use crate::snapshot::save::Id;
+use crate::userfault::source::PageSource;
 use crate::vcpu::cpuid::Template;
 use crate::vcpu::{registers, state};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -26,15 +27,23 @@ pub(super) enum Start {
     Restored(Box<Saved>),
 }
 
+/// The memory of the guest, where it comes from, and how it begins.
+pub(super) struct Prepared {
+    pub start: Start,
+    pub memory: GuestMemory,
+    pub origin: Origin,
+    pub pages: Option<PageSource>,
+}
+
 /// The memory of the guest, and how it begins: with it a snapshot has been checked, and nothing else been done.
 pub(super) fn prepare(
     config: &MachineConfig,
     files: Option<RestoreDescriptors>,
-) -> Result<(Start, GuestMemory, Origin), BuildError> {
+) -> Result<Prepared, BuildError> {
     let memory_bytes = config.memory_mib << 20;
     let (Some(restore), Some(files)) = (&config.restore, files) else {
         let memory = memory::allocate_backed(memory_bytes, config.memory_backing)?;
-        return Ok((Start::Boot, memory, Origin::Booted));
+        return Ok(Prepared { start: Start::Boot, memory, origin: Origin::Booted, pages: None });
     };
     let wanted = Wanted {
         vcpus: config.vcpus,
@@ -42,8 +51,8 @@ pub(super) fn prepare(
         cpu_template: config.cpu_template,
         mmio_on_cmdline: config.mmio_on_cmdline,
     };
-    let Opened { saved, memory, origin } = restore::open(restore, files, &wanted)?;
-    Ok((Start::Restored(Box::new(saved)), memory, origin))
+    let Opened { saved, memory, origin, pages } = restore::open(&config.id, restore, files, &wanted)?;
+    Ok(Prepared { start: Start::Restored(Box::new(saved)), memory, origin, pages })
 }
 
 /// What the machine does first.

@@ -45,6 +45,7 @@ fn rare(thread: Thread, rule: &Rule) -> Option<&'static str> {
         (Thread::Devices, libc::SYS_ioctl) if is(rule, 1, PIT) => Some("a machine with an interval timer"),
         (Thread::Devices, libc::SYS_ioctl) if is(rule, 1, TUNSETOFFLOAD) => Some(NETWORK),
         (Thread::Devices, libc::SYS_readv | libc::SYS_writev) => Some(NETWORK),
+        (Thread::Pages, _) => Some("a machine whose memory comes from a page-fault handler"),
         (Thread::Worker, _) => Some("a host without io_uring"),
         _ => None,
     }

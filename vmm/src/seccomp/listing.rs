@@ -21,18 +21,17 @@ pub struct Listed {
 
 /// All rules, thread by thread.
 pub fn all() -> Vec<Listed> {
-    let threads =
-        [("devices", Thread::Devices), ("vcpu", Thread::Vcpu), ("worker", Thread::Worker)].into_iter();
-    threads.flat_map(|(name, thread)| thread.rules().map(move |rule| listed(name, thread, rule))).collect()
+    let rules_of = |thread: Thread| thread.rules().map(move |rule| listed(thread, rule));
+    Thread::ALL.into_iter().flat_map(rules_of).collect()
 }
 
-fn listed(name: &'static str, thread: Thread, rule: &'static Rule) -> Listed {
+fn listed(thread: Thread, rule: &'static Rule) -> Listed {
     let value = |when: &When| match *when {
         When::Is { argument, value } => Some((argument, value)),
         _ => None,
     };
     Listed {
-        thread: name,
+        thread: thread.name(),
         call: rule.call,
         values: rule.when.iter().filter_map(value).collect(),
         conditions: rule.when.iter().map(words).collect(),

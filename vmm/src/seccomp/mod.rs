@@ -9,6 +9,7 @@
 //!   devices  the event loop and all devices       the main thread
 //!   vcpu     KVM_RUN                              one for each vCPU
 //!   worker   one file by position                 one for each disk, where the host has no io_uring
+//!   pages    words of a page-fault handler        one, where guest memory comes from such a process
 //! ```
 
 mod common;
@@ -17,6 +18,7 @@ mod devices;
 mod kept;
 mod kvm;
 pub mod listing;
+mod pages;
 mod vcpu;
 mod worker;
 
@@ -29,6 +31,7 @@ pub enum Thread {
     Devices,
     Vcpu,
     Worker,
+    Pages,
 }
 
 /// A system call, under which conditions on its arguments, and why. No condition means always.
@@ -59,12 +62,25 @@ pub enum SeccompError {
 }
 
 impl Thread {
+    pub const ALL: [Self; 4] = [Self::Devices, Self::Vcpu, Self::Worker, Self::Pages];
+
+    /// As the rules are listed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Devices => "devices",
+            Self::Vcpu => "vcpu",
+            Self::Worker => "worker",
+            Self::Pages => "pages",
+        }
+    }
+
     /// The rules that hold there.
     fn rules(self) -> impl Iterator<Item = &'static Rule> {
         let own = match self {
             Self::Devices => devices::RULES,
             Self::Vcpu => vcpu::RULES,
             Self::Worker => worker::RULES,
+            Self::Pages => pages::RULES,
         };
         common::RULES.iter().chain(own)
     }
@@ -93,6 +109,11 @@ fn binding(thread: Thread, with_filters: bool) -> Result<Binding, SeccompError> 
 /// What binds the worker thread of a disk. Compiled where one is needed: most hosts need none.
 pub fn worker(with_filters: bool) -> Result<Binding, SeccompError> {
     binding(Thread::Worker, with_filters)
+}
+
+/// What binds the thread that listens to a page-fault handler.
+pub fn pages(with_filters: bool) -> Result<Binding, SeccompError> {
+    binding(Thread::Pages, with_filters)
 }
 
 /// Compiles the filters, unless the threads are to go without.

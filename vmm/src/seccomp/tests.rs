@@ -9,6 +9,7 @@ fn in_child(thread: Thread, act: fn()) -> Option<i32> {
         Thread::Devices => bindings.devices,
         Thread::Vcpu => bindings.vcpu,
         Thread::Worker => worker(true).expect("compiles"),
+        Thread::Pages => pages(true).expect("compiles"),
     };
     // SAFETY: the child makes system calls only, then leaves by _exit.
     let child = unsafe { libc::fork() };
@@ -153,7 +154,7 @@ fn the_device_thread_reaches_no_network() {
 
 #[test]
 fn every_rule_says_why() {
-    for rule in [Thread::Devices, Thread::Vcpu, Thread::Worker].into_iter().flat_map(Thread::rules) {
+    for rule in Thread::ALL.into_iter().flat_map(Thread::rules) {
         assert!(rule.why.len() > 3, "system call {}", rule.call);
     }
 }

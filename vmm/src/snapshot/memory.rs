@@ -19,7 +19,7 @@ pub enum Origin {
     Booted,
     /// The memory file that this machine was restored from, in its order.
     File(File),
-    /// Somebody else fills it: nothing is known before it is read.
+    /// A page-fault handler fills it: nothing is known before it is read, so all of it is.
     Handler,
 }
 

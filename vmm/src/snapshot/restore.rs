@@ -11,6 +11,7 @@ use crate::devices::bus::Bus;
 use crate::devices::virtio::mmio::Transport;
 use crate::devices::virtio::persist::DeviceStateError;
 use crate::memory::{self, GuestMemory, MemoryError};
+use crate::userfault::source::{self, PageSource, PageSourceError};
 use crate::vcpu::state::StateError;
 use kvm_ioctls::VmFd;
 use pinfold_vmm_api::Restore;
@@ -33,8 +34,8 @@ pub enum RestoreError {
     Vm(#[from] VmStateError),
     #[error("device {index}: {source}")]
     Device { index: usize, source: DeviceStateError },
-    #[error("memory from a page-fault handler is not served yet")]
-    Handler,
+    #[error("{0}")]
+    PageSource(#[from] PageSourceError),
     #[error("{0}")]
     WorkingSet(#[from] WorkingSetError),
     #[error("{0}")]
@@ -46,21 +47,33 @@ pub struct Opened {
     pub saved: Saved,
     pub memory: GuestMemory,
     pub origin: Origin,
+    /// where memory comes from, if that is another process
+    pub pages: Option<PageSource>,
 }
 
-/// Opens the files of `restore` for a machine like `wanted`.
-pub fn open(restore: &Restore, files: RestoreDescriptors, wanted: &Wanted) -> Result<Opened, RestoreError> {
+/// Opens the files of `restore` for the machine `id`, which is to be like `wanted`.
+pub fn open(
+    id: &str,
+    restore: &Restore,
+    files: RestoreDescriptors,
+    wanted: &Wanted,
+) -> Result<Opened, RestoreError> {
     let body = format::open(&files.state, &Key::from_hex(&restore.key)?)?;
     let saved = decode(&body)?;
     saved.fits(wanted)?;
-    let (memory, origin) = match files.memory {
-        MemorySource::File(file) => (memory::map_private(wanted.memory_bytes, &file)?, Origin::File(file)),
-        MemorySource::Handler(_) => return Err(RestoreError::Handler),
+    let (memory, origin, pages) = match files.memory {
+        MemorySource::File(file) => {
+            (memory::map_private(wanted.memory_bytes, &file)?, Origin::File(file), None)
+        }
+        MemorySource::Handler { socket, userfaultfd } => {
+            let (memory, pages) = source::attach(id, wanted.memory_bytes, socket, &userfaultfd)?;
+            (memory, Origin::Handler, Some(pages))
+        }
     };
     if let Some(file) = &files.working_set {
         working_set::fetch(&memory, file)?;
     }
-    Ok(Opened { saved, memory, origin })
+    Ok(Opened { saved, memory, origin, pages })
 }
 
 /// The body of a state file.

@@ -116,15 +116,24 @@ fn decode(all: &[u8]) -> Result<Vec<Run>, WorkingSetError> {
     entries.iter().enumerate().map(run).collect()
 }
 
-/// Puts the pages of `file` in place. A host without MADV_POPULATE (Linux 5.14) does without.
-pub fn fetch(memory: &GuestMemory, file: &File) -> Result<(), WorkingSetError> {
+/// Guest addresses that a file lists, whole pages.
+pub fn runs(file: &File) -> Result<Vec<Range<u64>>, WorkingSetError> {
+    Ok(read(file)?.into_iter().map(|run| run.range).collect())
+}
+
+fn read(file: &File) -> Result<Vec<Run>, WorkingSetError> {
     let mut all = Vec::new();
     let limit = HEADER_BYTES + RUNS_MAX * RUN_BYTES;
     file.take(limit as u64 + 1).read_to_end(&mut all)?;
     if all.len() > limit {
         return Err(WorkingSetError::Format);
     }
-    for (index, run) in decode(&all)?.into_iter().enumerate() {
+    decode(&all)
+}
+
+/// Puts the pages of `file` in place. A host without MADV_POPULATE (Linux 5.14) does without.
+pub fn fetch(memory: &GuestMemory, file: &File) -> Result<(), WorkingSetError> {
+    for (index, run) in read(file)?.into_iter().enumerate() {
         let (start, bytes) = (run.range.start, run.range.end - run.range.start);
         let slice = memory
             .get_slice(GuestAddress(start), bytes as usize)

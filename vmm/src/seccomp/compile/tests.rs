@@ -4,7 +4,7 @@ use super::super::Thread;
 use super::*;
 use proptest::prelude::*;
 
-const THREADS: [Thread; 3] = [Thread::Devices, Thread::Vcpu, Thread::Worker];
+const THREADS: [Thread; 4] = Thread::ALL;
 
 /// What the kernel would do, and after how many instructions.
 fn run(program: &[sock_filter], machine: u32, number: u32, arguments: [u64; 6]) -> (u32, usize) {

@@ -1,0 +1,254 @@
+//! A page-fault handler: one process that serves one machine from the memory file of its snapshot.
+//!
+//! ```text
+//!   greet -> serve faults, and between them what is in the backlog -> the machine is gone, or all is in place
+//! ```
+//!
+//! The backlog is the working set, then, if it is to fill, everything that the file holds. A fault never waits for more than
+//! one chunk of it. What a machine says of its memory is compared with the file; its addresses mean something in its own
+//! process only, where it could do the same by itself.
+
+use super::descriptor::{Placed, Userfault};
+use crate::memory::PAGE_BYTES;
+use crate::snapshot::memory::data_of;
+use crate::snapshot::working_set::{self, WorkingSetError};
+use pinfold_vmm_api::page_fault::{
+    GREETING_TIME, HandlerWord, Layout, MAX_LINE_BYTES, MAX_REGIONS, Region, VERSION,
+};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+/// Bytes of the backlog that are put in place between two looks at the faults.
+const CHUNK_BYTES: u64 = 256 << 10;
+/// A fault brings the pages around it along, aligned; as much as Linux does for a mapped file (`fault_around_bytes`).
+pub(super) const AROUND_BYTES: u64 = 64 << 10;
+/// How often a piece of memory is tried again that the kernel would not take at once: somebody changes its mappings.
+const TRIES: usize = 1000;
+/// What the event loop hears.
+const FAULT: u64 = 0;
+const SOCKET: u64 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("the machine did not greet within {seconds} s: {0}", seconds = GREETING_TIME.as_secs())]
+    Greeting(#[source] io::Error),
+    #[error(
+        "the machine's layout is not one of version {VERSION} with whole pages of the memory file, {bytes} bytes long"
+    )]
+    Layout { bytes: u64 },
+    #[error("the machine sent no userfaultfd with its layout")]
+    NoUserfault,
+    #[error("{0}")]
+    WorkingSet(#[from] WorkingSetError),
+    #[error("the memory file cannot be read: {0}")]
+    Read(#[source] io::Error),
+    #[error("a page fault at {address:#x} is outside the machine's memory")]
+    Outside { address: u64 },
+    #[error("pages cannot be put in place: {0}")]
+    Place(#[source] io::Error),
+    #[error("the machine cannot be heard: {0}")]
+    Wait(#[source] io::Error),
+}
+
+/// What was done for a machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Served {
+    pub faults: u64,
+    /// put in place without a fault, in bytes
+    pub ahead_bytes: u64,
+    /// every page of the file is in place; else the machine ended before
+    pub complete: bool,
+}
+
+/// What to put in place before it is asked for.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    /// see [`working_set`]
+    pub working_set: Option<File>,
+    /// all that the file holds: the machine needs nobody when that is done
+    pub fill: bool,
+}
+
+/// Serves the machine at `socket` from `memory` until it is gone, or has all of it.
+pub fn serve(socket: UnixStream, memory: &File, ahead: &Ahead) -> Result<Served, ServeError> {
+    let (regions, userfault) = greet(&socket, memory)?;
+    let epoll = Epoll::new().map_err(ServeError::Wait)?;
+    for (fd, source) in [(userfault.as_raw_fd(), FAULT), (socket.as_raw_fd(), SOCKET)] {
+        let event = EpollEvent::new(EventSet::IN, source);
+        epoll.ctl(ControlOperation::Add, fd, event).map_err(ServeError::Wait)?;
+    }
+    let (backlog, served) = (VecDeque::new(), Served::default());
+    let mut server = Server { regions, userfault, epoll, memory, backlog, served };
+    server.plan(ahead)?;
+    say(&socket, HandlerWord::Serving)?;
+    while server.turn()? {
+        if ahead.fill && server.backlog.is_empty() {
+            server.served.complete = true;
+            say(&socket, HandlerWord::Complete)?;
+            break;
+        }
+    }
+    Ok(server.served)
+}
+
+fn greet(socket: &UnixStream, memory: &File) -> Result<(Vec<Region>, Userfault), ServeError> {
+    socket.set_read_timeout(Some(GREETING_TIME)).map_err(ServeError::Greeting)?;
+    let mut line = vec![0; MAX_LINE_BYTES];
+    let (mut filled, file) = socket
+        .recv_with_fd(&mut line)
+        .map_err(|error| ServeError::Greeting(io::Error::from_raw_os_error(error.errno())))?;
+    let userfault = Userfault::from(OwnedFd::from(file.ok_or(ServeError::NoUserfault)?));
+    while !line[..filled].ends_with(b"\n") {
+        let read = { socket }.read(&mut line[filled..]).map_err(ServeError::Greeting)?;
+        if read == 0 {
+            return Err(ServeError::Greeting(io::ErrorKind::InvalidData.into()));
+        }
+        filled += read;
+    }
+    let bytes = memory.metadata().map_err(ServeError::Read)?.len();
+    let layout: Layout = serde_json::from_slice(&line[..filled]).map_err(|_| ServeError::Layout { bytes })?;
+    let whole = |value: u64| value.is_multiple_of(PAGE_BYTES);
+    let fits = |region: &Region| {
+        let all = [region.guest_address, region.host_address, region.bytes, region.file_offset];
+        let ends = [region.guest_address, region.host_address].map(|start| start.checked_add(region.bytes));
+        let in_file = region.file_offset.checked_add(region.bytes).is_some_and(|end| end <= bytes);
+        all.into_iter().all(whole) && ends.iter().all(Option::is_some) && in_file
+    };
+    let good = layout.version == VERSION
+        && (1..=MAX_REGIONS).contains(&layout.regions.len())
+        && layout.regions.iter().all(fits);
+    if good { Ok((layout.regions, userfault)) } else { Err(ServeError::Layout { bytes }) }
+}
+
+/// A machine that is gone hears nothing, and need not.
+fn say(mut socket: &UnixStream, word: HandlerWord) -> Result<(), ServeError> {
+    let mut line = serde_json::to_vec(&word).map_err(|error| ServeError::Wait(error.into()))?;
+    line.push(b'\n');
+    match socket.write_all(&line) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ServeError::Wait(error)),
+        _ => Ok(()),
+    }
+}
+
+struct Server<'a> {
+    regions: Vec<Region>,
+    userfault: Userfault,
+    epoll: Epoll,
+    memory: &'a File,
+    /// file offsets, whole pages, each within one region
+    backlog: VecDeque<Range<u64>>,
+    served: Served,
+}
+
+impl Server<'_> {
+    fn plan(&mut self, ahead: &Ahead) -> Result<(), ServeError> {
+        if let Some(file) = &ahead.working_set {
+            for run in working_set::runs(file)? {
+                let of = |region: &&Region| {
+                    run.start >= region.guest_address && run.end <= region.guest_address + region.bytes
+                };
+                // advice: what lies elsewhere is not this machine's
+                let Some(region) = self.regions.iter().find(of) else { continue };
+                let start = run.start - region.guest_address + region.file_offset;
+                self.backlog.push_back(start..start + (run.end - run.start));
+            }
+        }
+        if ahead.fill {
+            for region in &self.regions {
+                let data =
+                    data_of(self.memory, region.file_offset, region.bytes).map_err(ServeError::Read)?;
+                let offset = region.file_offset;
+                self.backlog.extend(data.into_iter().map(|run| run.start + offset..run.end + offset));
+            }
+        }
+        Ok(())
+    }
+
+    /// One round: faults that wait, else a chunk of the backlog, else sleep. `false`: the machine is gone.
+    fn turn(&mut self) -> Result<bool, ServeError> {
+        let timeout_ms = if self.backlog.is_empty() { -1 } else { 0 };
+        let mut events = [EpollEvent::default(); 2];
+        let count = match self.epoll.wait(timeout_ms, &mut events) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            waited => waited.map_err(ServeError::Wait)?,
+        };
+        let is = |source| events[..count].iter().any(|event| event.data() == source);
+        if is(FAULT) {
+            let mut faults = Vec::new();
+            self.userfault.faults(&mut faults).map_err(ServeError::Wait)?;
+            self.served.faults += faults.len() as u64;
+            for address in faults {
+                if !self.serve_fault(address)? {
+                    return Ok(false);
+                }
+            }
+            return Ok(true);
+        }
+        if is(SOCKET) {
+            // a machine says nothing more: it has closed the connection
+            return Ok(false);
+        }
+        self.go_ahead()
+    }
+
+    fn serve_fault(&mut self, address: u64) -> Result<bool, ServeError> {
+        let of =
+            |region: &&Region| (region.host_address..region.host_address + region.bytes).contains(&address);
+        let region = self.regions.iter().find(of).ok_or(ServeError::Outside { address })?;
+        let start = (address - region.host_address) / AROUND_BYTES * AROUND_BYTES;
+        let bytes = AROUND_BYTES.min(region.bytes - start);
+        self.put(region.host_address + start, region.file_offset + start, bytes)
+    }
+
+    fn go_ahead(&mut self) -> Result<bool, ServeError> {
+        let Some(mut run) = self.backlog.pop_front() else { return Ok(true) };
+        let bytes = CHUNK_BYTES.min(run.end - run.start);
+        let offset = run.start;
+        run.start += bytes;
+        if !run.is_empty() {
+            self.backlog.push_front(run);
+        }
+        let of = |region: &&Region| (region.file_offset..region.file_offset + region.bytes).contains(&offset);
+        let Some(region) = self.regions.iter().find(of) else { return Ok(true) };
+        let to = region.host_address + (offset - region.file_offset);
+        self.served.ahead_bytes += bytes;
+        self.put(to, offset, bytes)
+    }
+
+    /// Puts `bytes` of the file in place at `to`, as far as nothing is there. `false`: the machine is gone.
+    fn put(&self, to: u64, offset: u64, bytes: u64) -> Result<bool, ServeError> {
+        let mut data = vec![0; bytes as usize];
+        self.memory.read_exact_at(&mut data, offset).map_err(ServeError::Read)?;
+        let is_zero = data.iter().all(|byte| *byte == 0);
+        let (mut done, mut tries) = (0, 0);
+        while done < bytes {
+            let at = to + done;
+            let placed = if is_zero {
+                self.userfault.zero(at, bytes - done)
+            } else {
+                self.userfault.copy(at, &data[done as usize..])
+            };
+            match placed.map_err(ServeError::Place)? {
+                Placed::Bytes(0) if tries == TRIES => {
+                    return Err(ServeError::Place(io::ErrorKind::TimedOut.into()));
+                }
+                Placed::Bytes(0) => tries += 1,
+                Placed::Bytes(some) => done += some,
+                Placed::Already | Placed::NotOurs => {
+                    // who faulted at the same time sleeps still
+                    self.userfault.wake(at, PAGE_BYTES).map_err(ServeError::Place)?;
+                    done += PAGE_BYTES;
+                }
+                Placed::ProcessGone => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+}
