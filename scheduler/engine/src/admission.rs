@@ -4,7 +4,7 @@ use crate::event::{CallId, Rejection};
 use crate::outbox::Reply;
 use crate::placement::{self, Decision, Requirement};
 use crate::state::{Ending, Entry, State};
-use crate::{assignment, ending, origin};
+use crate::{assignment, ending, operations, origin};
 use pinfold_domain::{
     Cause, Epoch, Explanation, Milestone, Millis, Origin, Phase, Reason, RequestId, Revision, Sandbox,
     SandboxId, SandboxSpec, Source, TenantId, Verdict,
@@ -31,9 +31,7 @@ pub(crate) fn create(state: &mut State, call: CallId, wanted: Wanted) {
 fn known_request(state: &State, wanted: &Wanted) -> Option<Reply> {
     let key = (wanted.tenant.clone(), wanted.request_id.clone());
     if state.operations.get(&key).is_some() {
-        let message =
-            format!("request id {} was used before, for something else", wanted.request_id.as_str());
-        return Some(Reply::Rejected(rejection(Reason::RequestIdConflict, message, None)));
+        return Some(operations::conflict(&key));
     }
     let live = state.by_request.get(&key).and_then(|id| state.sandbox(*id));
     let before = match live {
@@ -41,8 +39,7 @@ fn known_request(state: &State, wanted: &Wanted) -> Option<Reply> {
         None => &state.requests.get(&key)?.sandbox,
     };
     if !before.spec.is_same_request(&wanted.spec) {
-        let message = format!("request id {} was used before, for another spec", wanted.request_id.as_str());
-        return Some(Reply::Rejected(rejection(Reason::RequestIdConflict, message, None)));
+        return Some(operations::conflict(&key));
     }
     Some(if live.is_some() { Reply::Sandbox(before.id) } else { Reply::Given(Box::new(before.clone())) })
 }

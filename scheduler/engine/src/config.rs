@@ -66,7 +66,7 @@ pub struct EngineConfig {
     pub ended_retention: Millis,
     /// ended sandboxes that are kept; the oldest goes first
     pub ended_sandboxes: usize,
-    /// how long the request id of a removed sandbox is remembered
+    /// how long the request id of a removed sandbox is remembered, and that of an operation of which nothing is kept
     #[serde(rename = "request_retention_ms")]
     pub request_retention: Millis,
     /// request ids of removed sandboxes that are remembered; the oldest goes first

@@ -2,6 +2,7 @@
 //! cause is the first true one.
 
 use crate::event::Effect;
+use crate::operations::{self, Made};
 use crate::state::{Ending, Entry, State};
 use crate::timers::TimerKey;
 use pinfold_domain::{Cause, Milestone, Millis, Phase, SandboxId, Transition};
@@ -79,5 +80,6 @@ pub(crate) fn remove(state: &mut State, id: SandboxId) {
     state.ended.remove(&(sandbox.phase_at, id));
     state.by_request.remove(&(sandbox.tenant.clone(), sandbox.request_id.clone()));
     state.outbox.remove(Box::new(sandbox));
+    operations::let_go(state, Made::Sandbox(id));
     state.retime(TimerKey::Sandbox(id));
 }

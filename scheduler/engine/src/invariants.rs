@@ -189,6 +189,9 @@ fn indexes(state: &State) -> Result<(), String> {
     if state.requests.deadline().is_some() != state.timers.get(&TimerKey::Requests).is_some() {
         return Err(format!("{} requests are remembered and not timed", state.requests.len()));
     }
+    if let Some(made) = state.operations.made().find(|made| !made.is_kept(state)) {
+        return Err(format!("an operation is held for {made:?}, which is gone"));
+    }
     if state.operations.deadline().is_some() != state.timers.get(&TimerKey::Operations).is_some() {
         return Err(format!("{} operations are remembered and not timed", state.operations.len()));
     }

@@ -14,7 +14,7 @@ use crate::snapshots::Snapshots;
 use crate::state::{Ending, Entry, State};
 use crate::templates::Templates;
 use crate::timers::{TimerKey, Timers};
-use crate::{assignment, ending, snapshots};
+use crate::{assignment, ending, operations, snapshots};
 use pinfold_domain::{Cause, Millis, Phase, Reason, Revision, Sandbox, Snapshot, SnapshotState, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,14 +49,14 @@ pub(crate) fn restore(config: EngineConfig, now: Timestamp, stored: StoredState)
         state.requests.insert(record);
     }
     state.retime(TimerKey::Requests);
-    operations.into_iter().for_each(|record| state.operations.insert(record));
-    state.retime(TimerKey::Operations);
     templates.into_iter().for_each(|template| state.templates.insert(template));
     // before the sandboxes, which may be their users
     snapshots.into_iter().for_each(|snapshot| restore_snapshot(&mut state, snapshot));
     for sandbox in sandboxes {
         restore_sandbox(&mut state, sandbox);
     }
+    // after all that they may have made
+    operations.into_iter().for_each(|record| operations::take_over(&mut state, record));
     state.settle_timers();
     state
 }

@@ -18,7 +18,7 @@
 
 use crate::cluster::node::{NodeEntry, Stage, TemplateHere};
 use crate::event::{CallId, Change, Effect, Operation, Rejection, SessionId};
-use crate::operations::{self, reject};
+use crate::operations::{self, Made, reject};
 use crate::outbox::Reply;
 use crate::placement::{Requirement, filter};
 use crate::reconcile::Occasion;
@@ -173,6 +173,7 @@ pub(crate) fn delete(state: &mut State, call: CallId, tenant: TenantId, request_
 fn forget(state: &mut State, template: &Template) {
     state.templates.remove(template);
     state.outbox.records.push(Change::DeleteTemplate { id: template.id });
+    operations::let_go(state, Made::Template(template.id));
     for node in registered(state) {
         let known = state.cluster.get(&node).and_then(|entry| entry.templates.get(&template.id));
         let Some(at_work) = known.map(|here| here.stage.is_at_work()) else { continue };

@@ -9,6 +9,7 @@ mod listing;
 pub(crate) use listing::{list, node_lost, report};
 
 use crate::event::{CallId, Effect, Operation, Rejection};
+use crate::operations::Made;
 use crate::outbox::Reply;
 use crate::state::{Ending, State};
 use crate::timers::TimerKey;
@@ -242,6 +243,7 @@ fn remove(state: &mut State, id: SnapshotId) {
     if let Some(holder) = state.cluster.get_mut(&snapshot.node) {
         holder.snapshots.remove(&id);
     }
+    operations::let_go(state, Made::Snapshot(id));
     touch(state, id);
 }
 

@@ -218,3 +218,54 @@ fn a_restart_finds_a_fork_under_way() {
     bench.says_of("n0", 2, forks.snapshot, SnapshotState::Ready);
     assert_eq!(bench.phases(&forks), [Phase::Assigned; 2]);
 }
+
+#[test]
+fn a_fork_is_known_by_its_request_id_while_any_of_it_is_kept() {
+    let config = EngineConfig { remembered_requests: 2, ..EngineConfig::default() };
+    let mut bench = Bench::with(config);
+    bench.join_all(&[4]);
+    let source = bench.running("source");
+    let of = ForkSource::Sandbox(source.id);
+    let first = bench.fork("f", of, 2).unwrap();
+    bench.says_of("n0", 1, first.snapshot, SnapshotState::Ready);
+    bench.start_all(&first);
+    let running = |bench: &Bench| -> Vec<NodeReport> {
+        let live = bench.engine.sandboxes().filter(|sandbox| sandbox.phase.holds_room());
+        live.map(|sandbox| status(sandbox, 10, sandbox.phase)).collect()
+    };
+    let repeated = |bench: &mut Bench| {
+        let again = bench.fork("f", of, 2).unwrap();
+        (again.sandboxes.iter().map(|s| s.id).collect::<Vec<_>>(), bench.engine.sandboxes().count())
+    };
+    let ids: Vec<SandboxId> = first.sandboxes.iter().map(|sandbox| sandbox.id).collect();
+    let long = Millis(bench.config.request_retention.0 + 60_000);
+    let list = running(&bench);
+    bench.advance_with_heartbeats(long, &[("n0", 1, list)]);
+    assert_eq!(repeated(&mut bench), (ids.clone(), 3), "its time is over, its sandboxes live");
+    // other requests beyond the number that is remembered, and a restart
+    for n in 0..4 {
+        bench.pause(&format!("p{n}"), &source).unwrap();
+    }
+    assert_eq!(bench.operations.len(), 3, "two by their age, and the fork");
+    bench.restart();
+    let mut back = registration("n0", 2, room(4));
+    back.statuses = running(&bench);
+    bench.join(back);
+    assert_eq!(repeated(&mut bench), (ids.clone(), 3));
+    // one of them is gone, and forgotten
+    bench.stop(&first.sandboxes[0]).unwrap();
+    let stopped = bench.get(&first.sandboxes[0]);
+    bench.report("n0", 2, status(&stopped, u64::MAX, Phase::Stopped));
+    bench.delete(&first.sandboxes[0]).unwrap();
+    let list = running(&bench);
+    bench.advance_with_heartbeats(long, &[("n0", 2, list)]);
+    assert_eq!(repeated(&mut bench), (vec![ids[1]], 2), "what is left of it");
+    bench.stop(&first.sandboxes[1]).unwrap();
+    let stopped = bench.get(&first.sandboxes[1]);
+    bench.report("n0", 2, status(&stopped, u64::MAX, Phase::Stopped));
+    bench.delete(&first.sandboxes[1]).unwrap();
+    assert_eq!(repeated(&mut bench), (vec![ids[1]], 1), "for a while after its end");
+    let list = running(&bench);
+    bench.advance_with_heartbeats(long, &[("n0", 2, list)]);
+    assert_eq!(bench.operations.len(), 0);
+}

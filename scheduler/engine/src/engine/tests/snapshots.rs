@@ -288,6 +288,11 @@ fn a_repeated_create_is_one_snapshot() {
     assert_eq!(bench.taken(), []);
     assert_eq!(bench.snapshot("s", &other).unwrap_err().cause.reason, Reason::RequestIdConflict);
     assert_eq!(bench.snapshot("source", &source).unwrap_err().cause.reason, Reason::RequestIdConflict);
+    for _ in 0..=bench.config.request_retention.0 / 3_000 {
+        bench.advance(Millis(3_000));
+        bench.list_snapshots("n0", 1, vec![(first.id, SnapshotState::Ready)]);
+    }
+    assert_eq!(bench.snapshot("s", &source).unwrap().id, first.id, "for as long as it is kept");
 }
 
 #[test]
@@ -328,5 +333,7 @@ fn a_restart_finds_snapshots_and_who_needs_them() {
         bench.operations.values().filter(|r| matches!(r.operation, Operation::CreateSnapshot(_)));
     assert_eq!(remembered.count(), 2);
     bench.advance(bench.config.request_retention);
-    assert!(bench.operations.is_empty(), "for a while only");
+    assert_eq!(bench.operations.len(), 2, "both are lost, and still listed");
+    bench.advance(Millis(bench.config.ended_retention.0 + bench.config.request_retention.0));
+    assert_eq!((bench.operations.len(), bench.snapshots.len()), (0, 0), "for a while after their end");
 }
