@@ -120,6 +120,7 @@ fn host(
         cgroups: Arc::new(CgroupTree::open(&config.cgroup_root).map_err(sentence)?),
         machines: Arc::new(LinuxMachines::new(
             Programs { jailer: config.jailer.clone(), vmm: config.vmm.clone() },
+            config.disk_rate.limit(),
             tasks.clone(),
         )),
         guests: Arc::new(VsockGuests),

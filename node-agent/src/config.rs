@@ -5,6 +5,8 @@ use crate::catalog::Bounds;
 use pinfold_domain::{NodeId, Resources, spec};
 use pinfold_service::config::{BadValue, Config, ConfigArgs, in_range};
 use pinfold_service::logs::LogConfig;
+use pinfold_vmm_api::RateLimit;
+use pinfold_vmm_api::config::TokenBucket;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,6 +51,8 @@ pub struct AgentConfig {
     pub template_bytes: Option<u64>,
     /// machines that are being saved at once
     pub saves_at_once: usize,
+    /// of each disk of each sandbox
+    pub disk_rate: DiskRate,
     /// end all sandboxes when the agent is told to end; otherwise they go on and the next agent adopts them
     pub stop_on_exit: bool,
     pub log: LogConfig,
@@ -95,6 +99,7 @@ impl Default for AgentConfig {
             max_templates: 16,
             template_bytes: None,
             saves_at_once: 2,
+            disk_rate: DiskRate::default(),
             stop_on_exit: false,
             log: LogConfig::default(),
         }
@@ -161,7 +166,64 @@ impl Config for AgentConfig {
         in_range("max_relays", self.max_relays, 1, 10_000)?;
         in_range("max_snapshots", self.max_snapshots, 0, 10_000)?;
         in_range("max_templates", self.max_templates, 0, 1000)?;
-        in_range("saves_at_once", self.saves_at_once, 1, 64)
+        in_range("saves_at_once", self.saves_at_once, 1, 64)?;
+        self.disk_rate.check()
+    }
+}
+
+/// A table of the configuration. What has no rate is free; a rate without a burst has that of one second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiskRate {
+    pub bytes_per_second: Option<u64>,
+    pub bytes_burst: Option<u64>,
+    pub operations_per_second: Option<u64>,
+    pub operations_burst: Option<u64>,
+}
+
+/// Below these a guest cannot boot, or come to rest to be saved, within its limits.
+const MIN_DISK_BYTES: u64 = 1 << 20;
+const MIN_DISK_OPERATIONS: u64 = 32;
+/// Beyond what any disk does.
+const MAX_DISK_RATE: u64 = 1 << 50;
+
+impl DiskRate {
+    fn check(&self) -> Result<(), BadValue> {
+        let fields = [
+            ("disk_rate.bytes_per_second", self.bytes_per_second, MIN_DISK_BYTES),
+            ("disk_rate.operations_per_second", self.operations_per_second, MIN_DISK_OPERATIONS),
+        ];
+        let bursts = [
+            ("disk_rate.bytes_burst", self.bytes_burst),
+            ("disk_rate.operations_burst", self.operations_burst),
+        ];
+        for ((field, rate, least), (burst_field, burst)) in fields.into_iter().zip(bursts) {
+            if let Some(rate) = rate {
+                in_range(field, rate, least, MAX_DISK_RATE)?;
+            }
+            match (rate, burst) {
+                (None, Some(burst)) => {
+                    return Err(BadValue::new(burst_field, burst, format!("a burst needs {field}")));
+                }
+                (_, Some(burst)) => in_range(burst_field, burst, 1, MAX_DISK_RATE)?,
+                (_, None) => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub fn limit(&self) -> RateLimit {
+        let bucket = |rate: Option<u64>, burst: Option<u64>| {
+            rate.map(|per_second| TokenBucket {
+                per_second,
+                burst: burst.unwrap_or(per_second),
+                first_burst: 0,
+            })
+        };
+        RateLimit {
+            bytes: bucket(self.bytes_per_second, self.bytes_burst),
+            operations: bucket(self.operations_per_second, self.operations_burst),
+        }
     }
 }
 
@@ -276,6 +338,32 @@ mod tests {
         assert_eq!(config.labels.len(), 2);
         assert!(config.stop_on_exit);
         assert_eq!(config.images_dir(), PathBuf::from("/var/lib/pinfold/images"));
+    }
+
+    #[test]
+    fn rates_of_disks_are_off_unless_they_are_given_and_are_checked() {
+        let loaded = |text: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), format!("node_id = \"n\"\n[disk_rate]\n{text}")).unwrap();
+            from_flags(&["--config", file.path().to_str().unwrap()])
+        };
+        assert_eq!(from_flags(&["--node-id", "n"]).unwrap().disk_rate.limit(), RateLimit::default());
+        let limit = loaded("bytes_per_second = 5000000\nbytes_burst = 7").unwrap().disk_rate.limit();
+        let bytes = TokenBucket { per_second: 5_000_000, burst: 7, first_burst: 0 };
+        assert_eq!((limit.bytes, limit.operations), (Some(bytes), None));
+        let limit = loaded("operations_per_second = 100").unwrap().disk_rate.limit();
+        assert_eq!(limit.operations.map(|bucket| (bucket.per_second, bucket.burst)), Some((100, 100)));
+        limit.validate().unwrap();
+        for (text, expected) in [
+            ("bytes_per_second = 1048575", "disk_rate.bytes_per_second"),
+            ("operations_per_second = 31", "disk_rate.operations_per_second"),
+            ("operations_per_second = 100\noperations_burst = 0", "disk_rate.operations_burst"),
+            ("bytes_burst = 9", "a burst needs disk_rate.bytes_per_second"),
+            ("bytes = 9", "unknown field"),
+        ] {
+            let error = loaded(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -67,9 +67,9 @@ pub struct Programs {
     pub vmm: PathBuf,
 }
 
-/// Runs the jailer; returns the host pid of the VMM.
-pub async fn start(programs: &Programs, plan: &LaunchPlan) -> Result<u32, LaunchError> {
-    let passed = open_all(plan)?;
+/// Runs the jailer; returns the host pid of the VMM. `disk_rate`: of each disk of the machine.
+pub async fn start(programs: &Programs, plan: &LaunchPlan, disk_rate: RateLimit) -> Result<u32, LaunchError> {
+    let passed = open_all(plan, disk_rate)?;
     let vmm = read_only(&programs.vmm)?;
     let jail_config = jail_config(plan, &passed);
     let mut mappings = vec![
@@ -108,10 +108,10 @@ fn excerpt(bytes: &[u8]) -> String {
 }
 
 /// Each with its number in the VMM.
-fn open_all(plan: &LaunchPlan) -> Result<Vec<(FdNumber, OwnedFd)>, HostError> {
+fn open_all(plan: &LaunchPlan, disk_rate: RateLimit) -> Result<Vec<(FdNumber, OwnedFd)>, HostError> {
     let paths = &plan.paths;
     let mut passed: Vec<(FdNumber, OwnedFd)> = vec![
-        (CONFIG, in_memory("machine-config", &machine_config(plan))?.into()),
+        (CONFIG, in_memory("machine-config", &machine_config(plan, disk_rate))?.into()),
         (KVM, open(Path::new("/dev/kvm"), OpenOptions::new().read(true).write(true))?.into()),
         (CONTROL, listener(&paths.control())?.into()),
         (CONSOLE, new_file(&paths.console())?.into()),
@@ -139,7 +139,8 @@ fn open_all(plan: &LaunchPlan) -> Result<Vec<(FdNumber, OwnedFd)>, HostError> {
     Ok(passed)
 }
 
-fn machine_config(plan: &LaunchPlan) -> MachineConfig {
+fn machine_config(plan: &LaunchPlan, disk_rate: RateLimit) -> MachineConfig {
+    let made = plan.start.made();
     let (kernel, restore) = match &plan.start {
         Start::Boot(kernel) => (Some(kernel), None),
         Start::Restore(restore) => (None, Some(restore)),
@@ -160,16 +161,13 @@ fn machine_config(plan: &LaunchPlan) -> MachineConfig {
         memory_backing: MemoryBacking::default(),
         cpu_template: CpuTemplate::default(),
         cmdline: kernel.map(|kernel| kernel.cmdline.clone()).unwrap_or_default(),
-        mmio_on_cmdline: match &plan.start {
-            Start::Boot(kernel) => kernel.mmio_on_cmdline,
-            Start::Restore(restore) => restore.mmio_on_cmdline,
-        },
+        mmio_on_cmdline: made.mmio_on_cmdline,
         disks: vec![
-            Disk { serial: "root".to_owned(), file: ROOT_IMAGE, read_only: true, rate: RateLimit::default() },
-            Disk { serial: "disk".to_owned(), file: DISK, read_only: false, rate: RateLimit::default() },
+            Disk { serial: "root".to_owned(), file: ROOT_IMAGE, read_only: true, rate: disk_rate },
+            Disk { serial: "disk".to_owned(), file: DISK, read_only: false, rate: disk_rate },
         ],
         nets: Vec::new(),
-        balloon: false,
+        balloon: made.balloon,
         vsock: Some(Vsock {
             cid: GUEST_CID,
             listener: VSOCK,
@@ -247,7 +245,8 @@ mod tests {
     use crate::host::Kernel;
     use crate::host::paths::StateDirectory;
     use crate::host::snapshots::SnapshotKey;
-    use crate::machine::Restore;
+    use crate::machine::{Made, Restore};
+    use pinfold_vmm_api::config::TokenBucket;
 
     fn plan(directory: &Path) -> LaunchPlan {
         let id = "0190b3f0-5a00-7000-8000-000000000001".parse().unwrap();
@@ -281,7 +280,7 @@ mod tests {
             memory: directory.path().join("memory"),
             working_set: Some(directory.path().join("working-set")),
             key: SnapshotKey::generate().unwrap(),
-            mmio_on_cmdline: false,
+            made: Made { mmio_on_cmdline: false, balloon: false },
             paused: true,
         });
         let restored = LaunchPlan { start: restored, ..boot.clone() };
@@ -291,7 +290,7 @@ mod tests {
             let numbers: Vec<_> = fixed.iter().chain(&own).map(|&number| (number, null())).collect();
             let jail = jail_config(&plan, &numbers);
             jail.validate().unwrap();
-            let machine = machine_config(&plan);
+            let machine = machine_config(&plan, RateLimit::default());
             machine.validate().unwrap();
             let targets: Vec<FdNumber> = jail.passed.iter().map(|fd| fd.target).collect();
             let mut used = vec![machine.kvm, machine.control, machine.console, machine.exit];
@@ -311,13 +310,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_machine_has_a_balloon_unless_it_was_saved_without_one_and_the_rates_of_its_node() {
+        let directory = tempfile::tempdir().unwrap();
+        let boot = plan(directory.path());
+        let bucket = |per_second| Some(TokenBucket { per_second, burst: 7, first_burst: 0 });
+        let rate = RateLimit { bytes: bucket(5000), operations: bucket(60) };
+        let machine = machine_config(&boot, rate);
+        assert!(machine.balloon);
+        assert_eq!(machine.disks.iter().map(|disk| disk.rate).collect::<Vec<_>>(), [rate, rate]);
+        for made in [Made::default(), Made { mmio_on_cmdline: true, balloon: true }] {
+            let start = Start::Restore(Restore {
+                state: directory.path().join("state"),
+                memory: directory.path().join("memory"),
+                working_set: None,
+                key: SnapshotKey::generate().unwrap(),
+                made,
+                paused: false,
+            });
+            let machine = machine_config(&LaunchPlan { start, ..boot.clone() }, RateLimit::default());
+            assert_eq!((machine.mmio_on_cmdline, machine.balloon), (made.mmio_on_cmdline, made.balloon));
+        }
+    }
+
     #[tokio::test]
     async fn a_file_that_is_missing_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let plan = plan(directory.path());
         let programs = Programs { jailer: "/no/jailer".into(), vmm: "/no/vmm".into() };
         std::fs::write(directory.path().join("vmlinuz"), "").unwrap();
-        let error = start(&programs, &plan).await.unwrap_err();
+        let error = start(&programs, &plan, RateLimit::default()).await.unwrap_err();
         let LaunchError::Host(error) = error else { panic!("{error}") };
         let text = error.sentence();
         assert!(text.contains("rootfs.erofs") || text.contains("/dev/kvm"), "{text}");

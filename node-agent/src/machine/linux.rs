@@ -10,6 +10,7 @@ use crate::host::{Act, HostError};
 use futures::future::BoxFuture;
 use pinfold_domain::SandboxId;
 use pinfold_service::Tasks;
+use pinfold_vmm_api::RateLimit;
 use pinfold_vmm_api::control::{
     ExitRecord, Request, Response, SnapshotKind, SnapshotRequest, SnapshotTaken, Status,
 };
@@ -38,19 +39,21 @@ const WORKING_SET_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct LinuxMachines {
     programs: Programs,
+    /// of each disk of each machine
+    disk_rate: RateLimit,
     tasks: Tasks,
 }
 
 impl LinuxMachines {
-    pub fn new(programs: Programs, tasks: Tasks) -> Self {
-        Self { programs, tasks }
+    pub fn new(programs: Programs, disk_rate: RateLimit, tasks: Tasks) -> Self {
+        Self { programs, disk_rate, tasks }
     }
 }
 
 impl Machines for LinuxMachines {
     fn launch(&self, plan: LaunchPlan) -> BoxFuture<'_, Result<Arc<dyn Machine>, LaunchError>> {
         Box::pin(async move {
-            let pid = launch::start(&self.programs, &plan).await?;
+            let pid = launch::start(&self.programs, &plan, self.disk_rate).await?;
             let opened = Process::open_new(pid, &plan.cgroup).act(|| format!("watch process {pid}"))?;
             let process = opened.ok_or_else(|| LaunchError::Ended(self.ended(&plan.paths)))?;
             events::follow(&self.tasks, plan.id, plan.paths.control());

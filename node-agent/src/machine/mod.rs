@@ -52,6 +52,25 @@ pub enum Start {
     Restore(Restore),
 }
 
+impl Start {
+    pub fn made(&self) -> Made {
+        match self {
+            // the guest's free pages go back to the host, if its kernel drives the balloon
+            Self::Boot(kernel) => Made { mmio_on_cmdline: kernel.mmio_on_cmdline, balloon: true },
+            Self::Restore(restore) => restore.made,
+        }
+    }
+}
+
+/// What a machine is made of that is not in its spec: one that is restored has to be made as it was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Made {
+    /// its kernel found its devices on the command line
+    pub mmio_on_cmdline: bool,
+    pub balloon: bool,
+}
+
 /// Files of a saved machine. None of them is written.
 #[derive(Debug, Clone)]
 pub struct Restore {
@@ -60,7 +79,7 @@ pub struct Restore {
     /// pages to have in place before the guest goes on
     pub working_set: Option<PathBuf>,
     pub key: SnapshotKey,
-    pub mmio_on_cmdline: bool,
+    pub made: Made,
     /// the guest does not run before [`Machine::resume`]
     pub paused: bool,
 }

@@ -228,6 +228,7 @@ impl Prepared {
 pub async fn launch(context: &Context, plan: LaunchPlan) -> Result<(Arc<dyn Machine>, BootTime), Cause> {
     let Context { host, ledger, taken } = context;
     taken.push(Taken::Machine);
+    ledger.set_made(plan.start.made());
     let machine = match host.machines.launch(plan).await {
         Ok(machine) => machine,
         Err(LaunchError::Host(error)) => return Err(host_cause(error)),

@@ -8,7 +8,7 @@ use crate::catalog::Origin;
 use crate::clock::BootTime;
 use crate::host::paths::{SandboxPaths, write_atomically};
 use crate::host::snapshots::Mapped;
-use crate::machine::ProcessRecord;
+use crate::machine::{Made, ProcessRecord};
 use pinfold_domain::{Cause, Epoch, Milestone, Phase, Resources, SandboxId, SandboxSpec, TemplateId};
 use pinfold_proto::convert::sandbox::StatusReport;
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,9 @@ pub struct Record {
     pub cause: Option<Cause>,
     /// microseconds since the assignment
     pub milestones: Vec<(Milestone, u64)>,
+    /// of the machine; none before it is started, and in records of earlier agents
+    #[serde(default)]
+    pub made: Option<Made>,
     /// the highest order of a Pause or Resume that was taken up
     #[serde(default)]
     pub order: u64,
@@ -85,6 +88,7 @@ impl Record {
             phase: Phase::Starting,
             cause: None,
             milestones: Vec::new(),
+            made: None,
             order: 0,
             saving: Saving::default(),
         }
@@ -192,6 +196,12 @@ impl Ledger {
     pub fn set_uid(&self, uid: u32) {
         let mut record = self.lock();
         record.uid = Some(uid);
+        self.store(&record);
+    }
+
+    pub fn set_made(&self, made: Made) {
+        let mut record = self.lock();
+        record.made = Some(made);
         self.store(&record);
     }
 

@@ -238,7 +238,7 @@ impl Prepared {
             memory: saved.memory(),
             working_set: saved.working_set(),
             key: host.catalog.key().clone(),
-            mmio_on_cmdline: saved.manifest.mmio_on_cmdline,
+            made: saved.manifest.made(),
             paused,
         };
         let plan = LaunchPlan {

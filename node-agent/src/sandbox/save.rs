@@ -15,7 +15,7 @@ use crate::guest::GuestError;
 use crate::host::blocking;
 use crate::host::snapshots::draft::Subject;
 use crate::host::snapshots::{Draft, FileIdentity, KernelIdentity, Saved};
-use crate::machine::{ControlError, Machine};
+use crate::machine::{ControlError, Machine, Made};
 use pinfold_domain::{Cause, Reason};
 use std::sync::Arc;
 use std::time::Duration;
@@ -173,11 +173,15 @@ fn subject(context: &Context) -> Result<Subject, Cause> {
     let image = FileIdentity::of(&assignment.spec.image, &image).map_err(host_cause)?;
     let kernel = context.host.images.kernel(assignment.spec.kernel.as_deref()).map_err(image_cause)?;
     let kernel = KernelIdentity::of(assignment.spec.kernel.as_deref(), &kernel).map_err(host_cause)?;
+    // an agent that did not write it gave no machine a balloon
+    let made = Made { mmio_on_cmdline: kernel.mmio_on_cmdline, balloon: false };
+    let made = context.ledger.record().made.unwrap_or(made);
     Ok(Subject {
         tenant: assignment.tenant,
         source: assignment.id.to_string(),
         spec: assignment.spec,
         image,
         kernel,
+        made,
     })
 }

@@ -4,6 +4,7 @@ use super::super::paths::{make_directory, remove_tree, write_atomically};
 use super::super::{Act, HostError};
 use super::{FORMAT, FileIdentity, KernelIdentity, Manifest, Saved, Unusable, sizes};
 use crate::clock::BootTime;
+use crate::machine::Made;
 use pinfold_domain::SandboxSpec;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -29,6 +30,7 @@ pub struct Subject {
     pub spec: SandboxSpec,
     pub image: FileIdentity,
     pub kernel: KernelIdentity,
+    pub made: Made,
 }
 
 impl Draft {
@@ -103,7 +105,8 @@ impl Draft {
             memory_mib: crate::sandbox::policy::memory_mib(&subject.spec),
             disk_bytes: subject.spec.resources.disk_bytes,
             image: subject.image.clone(),
-            mmio_on_cmdline: subject.kernel.mmio_on_cmdline,
+            mmio_on_cmdline: subject.made.mmio_on_cmdline,
+            balloon: subject.made.balloon,
             kernel: Some(subject.kernel.clone()),
             state_bytes,
             sizes: sizes(&directory, self.has_disk)?,

@@ -22,6 +22,7 @@ pub use store::{Found, SnapshotStore};
 
 use super::clone::data_bytes;
 use super::{Act, HostError, Images, Kernel};
+use crate::machine::Made;
 use pinfold_domain::{SandboxSpec, SnapshotSizes};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -54,12 +55,20 @@ pub struct Manifest {
     /// whether its kernel found its devices on the command line: a machine that is restored has to be made the same way
     #[serde(default)]
     pub mmio_on_cmdline: bool,
+    #[serde(default)]
+    pub balloon: bool,
     /// bytes of the state file
     pub state_bytes: u64,
     /// bytes of data
     pub sizes: SnapshotSizes,
     /// milliseconds since the Unix epoch, by the node's clock; for a person
     pub created_ms: u64,
+}
+
+impl Manifest {
+    pub fn made(&self) -> Made {
+        Made { mmio_on_cmdline: self.mmio_on_cmdline, balloon: self.balloon }
+    }
 }
 
 /// Tells whether a file is still the one that it was.
@@ -121,6 +130,8 @@ pub enum Unusable {
     OtherImage(String),
     #[error("the kernel {0} was replaced since it was saved")]
     OtherKernel(String),
+    #[error("it was made without a balloon")]
+    NoBalloon,
 }
 
 /// A memory file. Whoever has it in an `Arc` says that a machine maps it: then its blocks are in use, under whatever name.
@@ -212,6 +223,9 @@ impl Saved {
             images.root_image(&image.name).ok().and_then(|path| FileIdentity::of(&image.name, &path).ok());
         if now.is_some_and(|now| now != *image) {
             return Some(Unusable::OtherImage(image.name.clone()));
+        }
+        if !self.manifest.balloon {
+            return Some(Unusable::NoBalloon);
         }
         let Some(kernel) = kernel else { return Some(Unusable::OtherKernel("of an earlier agent".into())) };
         let asked = kernel.asked.as_deref();

@@ -18,6 +18,7 @@ pub fn subject(image: &Path) -> Subject {
     spec.resources.memory_bytes = 96 << 20;
     spec.resources.disk_bytes = 16 << 20;
     let file = FileIdentity::of("base", image).unwrap();
+    let made = Made { mmio_on_cmdline: false, balloon: true };
     let kernel = KernelIdentity {
         asked: None,
         file: file.clone(),
@@ -25,7 +26,7 @@ pub fn subject(image: &Path) -> Subject {
         cmdline: "quiet".into(),
         mmio_on_cmdline: false,
     };
-    Subject { tenant: "default".into(), source: "a sandbox".into(), spec, image: file, kernel }
+    Subject { tenant: "default".into(), source: "a sandbox".into(), spec, image: file, kernel, made }
 }
 
 struct Bench {

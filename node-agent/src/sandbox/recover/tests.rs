@@ -4,7 +4,7 @@ use super::*;
 use crate::catalog::Origin;
 use crate::host::snapshots::draft::Subject;
 use crate::host::snapshots::{Draft, FileIdentity, KernelIdentity, Mapped};
-use crate::machine::ProcessRecord;
+use crate::machine::{Made, ProcessRecord};
 use crate::registry::Registry;
 use crate::sandbox::fake_host::{Fault, World, host};
 use crate::sandbox::record::Assignment;
@@ -187,7 +187,8 @@ fn saving(held: &[&str], phase: Phase, saved: bool, change: impl FnOnce(&mut Rec
         let image = FileIdentity::of("base", &left.host.images.root_image("base").unwrap()).unwrap();
         let kernel = left.host.images.kernel(None).unwrap();
         let kernel = KernelIdentity::of(None, &kernel).unwrap();
-        let subject = Subject { tenant: "default".into(), source: ID.into(), spec, image, kernel };
+        let made = Made::default();
+        let subject = Subject { tenant: "default".into(), source: ID.into(), spec, image, kernel, made };
         draft.publish(&subject, || true).unwrap();
     }
     left

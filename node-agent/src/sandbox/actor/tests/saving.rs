@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::catalog::Held;
+use crate::host::snapshots::Unusable;
+use crate::machine::Made;
 use crate::sandbox::template;
 use pinfold_domain::{SnapshotId, Source, TemplateId};
 
@@ -310,7 +312,24 @@ async fn a_template_that_cannot_be_restored_is_booted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_template_of_another_image_or_kernel_is_booted_and_made_anew() {
+async fn a_template_of_another_image_kernel_or_machine_is_booted_and_made_anew() {
+    // nor is one that an agent made which gave no balloon, and its next one has one
+    let bench = from_template(&[], Source::Snapshot(snapshot())).await;
+    bench.until(Phase::Running).await;
+    let Some(Held::Ready(saved)) = bench.host.catalog.templates.get(template()) else { panic!("prepared") };
+    assert_eq!(saved.manifest.made(), Made { mmio_on_cmdline: false, balloon: true });
+    let mut old = (*saved).clone();
+    old.manifest.balloon = false;
+    assert!(matches!(old.outdated(&*bench.host.images), Some(Unusable::NoBalloon)));
+    // a machine of such an agent is saved as it was made
+    bench.ledger.set_made(Made::default());
+    bench.host.catalog.snapshots.remove(snapshot()).await;
+    bench.take_snapshot();
+    let Held::Ready(saved) = bench.snapshot_made().await else { panic!("it was not made") };
+    assert!(!saved.manifest.balloon);
+    bench.order(Reason::StopRequested, Duration::ZERO);
+    bench.end().await;
+
     let replace = |world: &World, is_kernel: bool, path: &std::path::Path| {
         std::fs::write(path, "another").unwrap();
         let replaced = if is_kernel { &world.kernel } else { &world.image };
