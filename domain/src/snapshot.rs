@@ -3,11 +3,12 @@
 //! ```text
 //!               ready               delete               gone
 //!   Creating ----------> Ready ----------------> Deleting ------> (removed)
-//!      |  |                |                         ^
-//!      |  |  fail          |  lose                   |  delete: from each of them
-//!      |  +-------> Failed-|-------------------------+
-//!      |    lose           v                         |
-//!      +---------------> Lost -----------------------+
+//!    | | |                 |                        ^
+//!    | | |  delete         |  lose                  |
+//!    | | +-----------------|------------------------+
+//!    | |    lose           v
+//!    | +---------------> Lost ---------- deleted, or after a while --> (removed)
+//!    +--- fail --------> Failed -------- the same
 //! ```
 //!
 //! A snapshot is never changed once it is Ready, and what a node says of an earlier state is never believed. There is no
@@ -72,10 +73,9 @@ impl SnapshotState {
             (Self::Creating, T::Ready) => Some(Self::Ready),
             (Self::Creating, T::Fail) => Some(Self::Failed),
             (Self::Creating | Self::Ready, T::Lose) => Some(Self::Lost),
-            (Self::Creating | Self::Ready | Self::Failed | Self::Lost, T::Delete) => Some(Self::Deleting),
+            (Self::Creating | Self::Ready, T::Delete) => Some(Self::Deleting),
             (Self::Ready, T::Ready | T::Fail)
-            | (Self::Failed | Self::Lost, T::Ready | T::Fail | T::Lose)
-            | (Self::Deleting, T::Ready | T::Fail | T::Lose | T::Delete) => None,
+            | (Self::Failed | Self::Lost | Self::Deleting, T::Ready | T::Fail | T::Lose | T::Delete) => None,
         }
     }
 }
@@ -144,8 +144,6 @@ mod tests {
         (S::Creating, T::Delete, S::Deleting),
         (S::Ready, T::Lose, S::Lost),
         (S::Ready, T::Delete, S::Deleting),
-        (S::Failed, T::Delete, S::Deleting),
-        (S::Lost, T::Delete, S::Deleting),
     ];
 
     #[test]

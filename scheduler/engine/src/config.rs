@@ -40,6 +40,9 @@ pub struct EngineConfig {
     /// for stops that no caller gave a grace for
     #[serde(rename = "stop_grace_ms")]
     pub stop_grace: Millis,
+    /// a sandbox that is still being saved so long after its pause was ordered is ended; its node gives up before
+    #[serde(rename = "pause_timeout_ms")]
+    pub pause_timeout: Millis,
     /// how long a sandbox may be missing from its node's lists before it counts as forgotten
     #[serde(rename = "forgotten_after_ms")]
     pub forgotten_after: Millis,
@@ -71,10 +74,12 @@ pub struct EngineConfig {
     pub request_retention: Millis,
     /// request ids of removed sandboxes that are remembered; the oldest goes first
     pub remembered_requests: usize,
-    /// snapshots that are kept at once, those for forks too
+    /// snapshots that are kept at once, those for forks too; failed and lost ones do not count
     pub snapshots: usize,
     /// of them on one node; the node has its own bound and the last word
     pub snapshots_per_node: usize,
+    /// failed and lost ones that are listed besides; the oldest goes first
+    pub ended_snapshots: usize,
     /// a snapshot that is not ready after this has failed
     #[serde(rename = "snapshot_timeout_ms")]
     pub snapshot_timeout: Millis,
@@ -103,6 +108,7 @@ impl Default for EngineConfig {
             refusal_backoff: Millis::from_secs(2),
             start_margin: Millis::from_secs(10),
             stop_grace: Millis::from_secs(5),
+            pause_timeout: Millis::from_secs(900),
             forgotten_after: Millis::from_secs(5),
             suspect_after: Millis::from_secs(12),
             disconnected_after: Millis::from_secs(30),
@@ -116,6 +122,7 @@ impl Default for EngineConfig {
             remembered_requests: 4_096,
             snapshots: 10_000,
             snapshots_per_node: 256,
+            ended_snapshots: 1_000,
             snapshot_timeout: Millis::from_secs(300),
             templates: 256,
             templates_per_node: 16,
@@ -146,6 +153,7 @@ impl EngineConfig {
             ("refusal_backoff_ms", self.refusal_backoff.0),
             ("suspect_after_ms", self.suspect_after.0),
             ("lost_percent_per_minute", self.lost_percent_per_minute),
+            ("pause_timeout_ms", self.pause_timeout.0),
             ("snapshot_timeout_ms", self.snapshot_timeout.0),
             ("template_retry_ms", self.template_retry.0),
             ("work_per_step", self.work_per_step as u64),

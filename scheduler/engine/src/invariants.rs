@@ -110,6 +110,10 @@ fn sandboxes(state: &State) -> Result<(), String> {
 
 /// Whoever needs a snapshot is known to it, and what was made for forks does not outlive them.
 fn snapshots(state: &State) -> Result<(), String> {
+    let ended = state.snapshots.all().filter(|entry| snapshots::has_ended(entry.snapshot.state)).count();
+    if ended != state.snapshots.ended() {
+        return Err(format!("{ended} snapshots have ended, the list holds {}", state.snapshots.ended()));
+    }
     for entry in state.snapshots.all() {
         let (id, snapshot) = (entry.snapshot.id, &entry.snapshot);
         let ready = snapshot.state == SnapshotState::Ready;

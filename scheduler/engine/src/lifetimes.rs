@@ -72,9 +72,8 @@ pub(crate) fn deadline(state: &State, id: SandboxId) -> Option<Timestamp> {
         Phase::Pending => sooner(entry.refused_by.values().copied().filter(|until| *until > state.now).min()),
         Phase::Assigned => sooner(assignment::deadline(state, id)),
         Phase::Starting => sooner(start_deadline(state, id)),
-        Phase::Resuming => sooner(resume_deadline(state, id)),
-        // how long a node may take to save it is the node's to bound
-        Phase::Running | Phase::Pausing | Phase::Paused => expiry,
+        Phase::Pausing | Phase::Resuming => sooner(order_deadline(state, id)),
+        Phase::Running | Phase::Paused => expiry,
         // the node's lists drive it on, and the node's silence ends it
         Phase::Stopping => None,
         Phase::Stopped | Phase::Failed | Phase::Lost => {
@@ -89,14 +88,17 @@ fn start_deadline(state: &State, id: SandboxId) -> Option<Timestamp> {
     Some(placed.after(sandbox.spec.start_timeout).after(state.config.start_margin))
 }
 
-/// A resume has the time that a start has, in one session of its node. While the node is away nothing is known of it, and
-/// its end would take what was saved along: then the node's silence is judged instead.
-fn resume_deadline(state: &State, id: SandboxId) -> Option<Timestamp> {
+/// A resume has the time that a start has, a pause `pause_timeout`, each in one session of its node. While the node is away
+/// nothing is known of it, and its end would take what was saved along: then the node's silence is judged instead.
+fn order_deadline(state: &State, id: SandboxId) -> Option<Timestamp> {
     let sandbox = state.sandbox(id)?;
     let node = state.cluster.get(sandbox.node.as_ref()?)?;
     node.session?;
     let begun = sandbox.phase_at.max(node.session_since);
-    Some(begun.after(sandbox.spec.start_timeout).after(state.config.start_margin))
+    Some(match sandbox.phase {
+        Phase::Pausing => begun.after(state.config.pause_timeout),
+        _ => begun.after(sandbox.spec.start_timeout).after(state.config.start_margin),
+    })
 }
 
 fn sandbox_due(state: &mut State, id: SandboxId) {
@@ -123,15 +125,19 @@ fn sandbox_due(state: &mut State, id: SandboxId) {
     } else if phase == Phase::Assigned && is_over(assignment::deadline(state, id)) {
         assignment::expire(state, id);
     } else if (phase == Phase::Starting && is_over(start_deadline(state, id)))
-        || (phase == Phase::Resuming && is_over(resume_deadline(state, id)))
+        || (phase == Phase::Resuming && is_over(order_deadline(state, id)))
     {
         let limit = sandbox.spec.start_timeout.0;
         let cause = Cause::new(Reason::StartTimeout, format!("not ready within {limit} ms"));
         ending::begin_stop(state, id, cause, Some(Millis(0)));
+    } else if phase == Phase::Pausing && is_over(order_deadline(state, id)) {
+        let limit = state.config.pause_timeout.0;
+        let cause = Cause::new(Reason::SnapshotFailed, format!("it was not saved within {limit} ms"));
+        ending::begin_stop(state, id, cause, Some(Millis(0)));
     }
 }
 
-/// Removes what is kept beyond its bound: ended sandboxes and remembered requests.
+/// Removes what is kept beyond its bound: ended sandboxes and snapshots, and remembered requests.
 pub(crate) fn trim(state: &mut State) {
     for _ in 0..state.config.work_per_step {
         if state.ended.len() <= state.config.ended_sandboxes {
@@ -148,5 +154,6 @@ pub(crate) fn trim(state: &mut State) {
         state.outbox.records.push(crate::event::Change::DropRequest { tenant, request_id });
         state.retime(TimerKey::Requests);
     }
+    snapshots::trim(state);
     operations::trim(state);
 }

@@ -138,7 +138,10 @@ fn ended(state: &mut State, node: &NodeId, status: NodeReport) {
 
 /// The end of a sandbox that was in Stopping for `cause`.
 fn asked_end(cause: Cause) -> Ending {
-    if cause.reason == Reason::StartTimeout { Ending::Failed(cause) } else { Ending::Stopped(cause) }
+    match cause.reason {
+        Reason::StartTimeout | Reason::SnapshotFailed => Ending::Failed(cause),
+        _ => Ending::Stopped(cause),
+    }
 }
 
 fn no_cause() -> Cause {

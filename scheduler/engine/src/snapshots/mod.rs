@@ -34,6 +34,8 @@ pub(crate) struct SnapshotEntry {
 pub(crate) struct Snapshots {
     entries: BTreeMap<SnapshotId, SnapshotEntry>,
     by_node: BTreeMap<NodeId, BTreeSet<SnapshotId>>,
+    /// those that failed or were lost, by the time of that
+    ended: BTreeSet<(Timestamp, SnapshotId)>,
     /// whose users may have become none in this step
     released: BTreeSet<SnapshotId>,
 }
@@ -47,8 +49,18 @@ impl Snapshots {
         self.entries.values()
     }
 
+    /// Those that failed or were lost do not count.
+    fn usable(&self) -> usize {
+        self.entries.len() - self.ended.len()
+    }
+
     pub fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// How many of those that are listed failed or were lost.
+    pub fn ended(&self) -> usize {
+        self.ended.len()
     }
 
     pub fn on_node(&self, node: &NodeId) -> impl Iterator<Item = SnapshotId> {
@@ -59,6 +71,9 @@ impl Snapshots {
     pub fn insert(&mut self, snapshot: Snapshot) {
         let id = snapshot.id;
         self.by_node.entry(snapshot.node.clone()).or_default().insert(id);
+        if has_ended(snapshot.state) {
+            self.ended.insert((snapshot.state_at, id));
+        }
         self.entries.insert(id, SnapshotEntry { snapshot, users: BTreeSet::new(), missing_since: None });
         self.released.insert(id);
     }
@@ -80,6 +95,7 @@ impl Snapshots {
 
     fn remove(&mut self, id: SnapshotId) -> Option<Snapshot> {
         let snapshot = self.entries.remove(&id)?.snapshot;
+        self.ended.remove(&(snapshot.state_at, id));
         if let Some(here) = self.by_node.get_mut(&snapshot.node) {
             here.remove(&id);
             if here.is_empty() {
@@ -87,6 +103,14 @@ impl Snapshots {
             }
         }
         Some(snapshot)
+    }
+}
+
+/// It is listed for people only: nothing of it is left on a node.
+pub(crate) fn has_ended(state: SnapshotState) -> bool {
+    match state {
+        SnapshotState::Failed | SnapshotState::Lost => true,
+        SnapshotState::Creating | SnapshotState::Ready | SnapshotState::Deleting => false,
     }
 }
 
@@ -157,12 +181,14 @@ pub(crate) fn take(state: &mut State, wanted: WantedSnapshot) -> Result<Box<Snap
 }
 
 fn may_add(state: &State, node: &NodeId) -> Result<(), Rejection> {
-    let (here, on_node) = (state.snapshots.on_node(node).count(), state.config.snapshots_per_node);
+    let usable = |id: &SnapshotId| state.snapshots.get(*id).is_some_and(|e| !has_ended(e.snapshot.state));
+    let here = state.snapshots.on_node(node).filter(usable).count();
+    let on_node = state.config.snapshots_per_node;
     if here >= on_node {
         let message = format!("node {node} has {here} snapshots already, the limit is {on_node}");
         return Err(operations::reject(Reason::LimitReached, message));
     }
-    let (count, limit) = (state.snapshots.len(), state.config.snapshots);
+    let (count, limit) = (state.snapshots.usable(), state.config.snapshots);
     if count >= limit {
         let message = format!("there are {count} snapshots already, the limit is {limit}");
         return Err(operations::reject(Reason::LimitReached, message));
@@ -203,6 +229,9 @@ fn shift(state: &mut State, id: SnapshotId, transition: SnapshotTransition, caus
     entry.snapshot.cause = cause.or(entry.snapshot.cause.take());
     let node = entry.snapshot.node.clone();
     state.snapshots.released.insert(id);
+    if has_ended(next) {
+        state.snapshots.ended.insert((now, id));
+    }
     touch(state, id);
     if next == SnapshotState::Ready {
         if let Some(holder) = state.cluster.get_mut(&node) {
@@ -330,6 +359,17 @@ pub(crate) fn due(state: &mut State, id: SnapshotId) {
         }
         Some(SnapshotState::Failed | SnapshotState::Lost) => remove(state, id),
         Some(SnapshotState::Ready | SnapshotState::Deleting) | None => {}
+    }
+}
+
+/// Removes the oldest of those that failed or were lost beyond their bound.
+pub(crate) fn trim(state: &mut State) {
+    for _ in 0..state.config.work_per_step {
+        if state.snapshots.ended.len() <= state.config.ended_snapshots {
+            break;
+        }
+        let Some((_, oldest)) = state.snapshots.ended.first().copied() else { break };
+        remove(state, oldest);
     }
 }
 

@@ -337,3 +337,23 @@ fn a_restart_finds_snapshots_and_who_needs_them() {
     bench.advance(Millis(bench.config.ended_retention.0 + bench.config.request_retention.0));
     assert_eq!((bench.operations.len(), bench.snapshots.len()), (0, 0), "for a while after their end");
 }
+
+#[test]
+fn failed_snapshots_are_listed_for_a_while_in_bounded_number_and_take_no_place() {
+    let config =
+        EngineConfig { snapshots: 3, snapshots_per_node: 2, ended_snapshots: 4, ..EngineConfig::default() };
+    let mut bench = Bench::with(config);
+    bench.join_all(&[2]);
+    let source = bench.running("source");
+    let mut failed = Vec::new();
+    for n in 0..9 {
+        let snapshot = bench.snapshot(&format!("s{n}"), &source).expect("those that failed do not count");
+        bench.says_of("n0", 1, snapshot.id, SnapshotState::Failed);
+        failed.push(snapshot.id);
+    }
+    let listed: Vec<_> = bench.engine.snapshots().map(|snapshot| snapshot.id).collect();
+    assert_eq!(listed, failed[5..], "the oldest went first");
+    assert_eq!(bench.snapshots.len(), 4, "in the store too");
+    bench.restart();
+    assert_eq!(bench.engine.snapshots().count(), 4);
+}

@@ -308,3 +308,30 @@ fn a_node_that_forgets_a_paused_sandbox_ends_it() {
     bench.advance_with_heartbeats(Millis(bench.config.forgotten_after.0 + 3_001), &[("n0", 1, vec![])]);
     assert_eq!((bench.phase(&sandbox), bench.reason(&sandbox)), (Phase::Failed, Reason::NodeForgot));
 }
+
+#[test]
+fn a_pause_that_never_ends_ends_the_sandbox() {
+    let mut bench = bench(1);
+    let sandbox = bench.running("a");
+    bench.pause("p", &sandbox).unwrap();
+    let pausing = |bench: &Bench, sequence| status(&bench.get(&sandbox), sequence, Phase::Pausing);
+    let list = vec![pausing(&bench, 10)];
+    let limit = bench.config.pause_timeout;
+    bench.advance_with_heartbeats(Millis(limit.0 - 3_000), &[("n0", 1, list.clone())]);
+    assert_eq!(bench.phase(&sandbox), Phase::Pausing);
+    // the agent was replaced: it has its whole time in the new session
+    let mut back = registration("n0", 2, room(9));
+    back.statuses = list.clone();
+    bench.join(back);
+    bench.advance_with_heartbeats(Millis(limit.0 - 3_000), &[("n0", 2, list.clone())]);
+    assert_eq!(bench.phase(&sandbox), Phase::Pausing);
+    bench.advance_with_heartbeats(Millis(3_000), &[("n0", 2, list)]);
+    assert_eq!((bench.phase(&sandbox), bench.reason(&sandbox)), (Phase::Stopping, Reason::SnapshotFailed));
+    let ended = bench.get(&sandbox);
+    bench.report("n0", 2, status(&ended, 11, Phase::Stopped));
+    let cause = bench.get(&sandbox).cause.unwrap();
+    assert_eq!(
+        (bench.phase(&sandbox), cause.message.as_str()),
+        (Phase::Failed, "it was not saved within 900000 ms")
+    );
+}
