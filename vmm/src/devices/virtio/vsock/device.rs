@@ -25,7 +25,9 @@ pub const MAX_GUEST_CONNECTIONS: usize = 128;
 const RESERVED_DESCRIPTORS: u64 = 128;
 /// Host connections that have not said yet which port they want.
 pub const MAX_HANDSHAKES: usize = 32;
-/// RST packets that wait for room in the receive queue; while there are so many, nothing is taken from the guest.
+/// RST packets that wait for room in the receive queue; while there are so many, nothing is taken from the guest and no
+/// connection of the host is accepted. Those that are there may still end, so there are never more than this and
+/// [`MAX_CONNECTIONS`] together.
 pub const MAX_RESETS: usize = 256;
 /// How long the host may take to say what it wants, and the guest to answer.
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(5);

@@ -2,7 +2,7 @@
 
 use super::connection::Connection;
 use super::device::{
-    ANSWER_TIME, HANDSHAKE_TIME, Key, MAX_HANDSHAKES, TOKEN_LISTENER, TOKEN_TIMER, VsockDevice,
+    ANSWER_TIME, HANDSHAKE_TIME, Key, MAX_HANDSHAKES, MAX_RESETS, TOKEN_LISTENER, TOKEN_TIMER, VsockDevice,
 };
 use crate::devices::virtio::queue::BrokenQueue;
 use crate::devices::virtio::{DeviceIo, Progress};
@@ -75,11 +75,12 @@ impl VsockDevice {
     }
 
     /// Without a driver there is nobody to ask: the host sees the end of file at once.
-    fn accept(&mut self, has_driver: bool) {
+    pub(super) fn accept(&mut self, has_driver: bool) {
         let Ok((stream, _)) = self.listener.accept() else { return };
         if !has_driver
             || self.is_full()
             || self.handshakes.len() >= MAX_HANDSHAKES
+            || self.resets.len() >= MAX_RESETS
             || stream.set_nonblocking(true).is_err()
         {
             self.metrics.vsock.refused.increment();
@@ -93,7 +94,7 @@ impl VsockDevice {
         }
     }
 
-    fn shake(&mut self, token: u64) {
+    pub(super) fn shake(&mut self, token: u64) {
         let Some(handshake) = self.handshakes.get_mut(&token) else { return };
         let outcome = handshake.read();
         if matches!(outcome, Line::Incomplete) {

@@ -1,5 +1,6 @@
 //! Guests that lie, hoard and reset: packets out of place, bounds on connections and queues.
 
+use super::super::device::ANSWER_TIME;
 use super::*;
 
 #[test]
@@ -123,6 +124,25 @@ fn a_guest_that_takes_no_packets_cannot_make_resets_pile_up() {
     }
     assert!(taken > MAX_RESETS);
     assert_eq!(resets, taken);
+}
+
+#[test]
+fn connections_of_the_host_that_nobody_answers_cannot_make_resets_pile_up() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("vsock");
+    let listener = UnixListener::bind(&path).expect("bound");
+    let mut device =
+        VsockDevice::new(CID as u32, listener, path.display().to_string(), Arc::default()).expect("a device");
+    for _ in 0..3 * MAX_RESETS {
+        let mut stream = UnixStream::connect(&path).expect("connected");
+        stream.write_all(b"CONNECT 1024\n").expect("sent");
+        device.accept(true);
+        device.shake(device.next_token);
+        // a guest that takes nothing does not answer in time
+        device.expire(Instant::now() + ANSWER_TIME + Duration::from_secs(1));
+    }
+    assert_eq!(device.resets.len(), MAX_RESETS);
+    assert_eq!(device.connections.len() + device.handshakes.len(), 0);
 }
 
 #[test]
