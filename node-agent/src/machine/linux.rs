@@ -110,6 +110,10 @@ impl Machine for LinuxMachine {
         self.process.record()
     }
 
+    fn has_user_namespace(&self) -> Option<bool> {
+        self.process.has_user_namespace()
+    }
+
     fn status(&self) -> BoxFuture<'_, Result<Status, ControlError>> {
         Box::pin(async move {
             match control::ask(&self.paths.control(), &Request::Status, &[], STATUS_TIMEOUT).await? {

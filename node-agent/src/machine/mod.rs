@@ -2,6 +2,7 @@
 //!
 //! A [`Machine`] outlives the agent. The next agent attaches to it by its [`ProcessRecord`].
 
+pub mod confinement;
 pub mod control;
 pub mod ending;
 pub mod events;
@@ -131,6 +132,8 @@ pub trait Machines: Send + Sync {
 
 pub trait Machine: Send + Sync {
     fn process(&self) -> ProcessRecord;
+    /// Whether it is in a user namespace of its own; `None` where that cannot be told.
+    fn has_user_namespace(&self) -> Option<bool>;
     fn status(&self) -> BoxFuture<'_, Result<Status, ControlError>>;
     /// Returns when no virtual CPU runs and no device touches guest memory. A paused machine stays so.
     fn pause(&self) -> BoxFuture<'_, Result<(), ControlError>>;

@@ -46,6 +46,12 @@ impl Process {
         self.record
     }
 
+    /// Whether its user namespace is another one than that of this process; `None` where the kernel does not say.
+    pub fn has_user_namespace(&self) -> Option<bool> {
+        let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/user")).ok();
+        Some(namespace(&self.record.pid.to_string())? != namespace("self")?)
+    }
+
     /// What its main thread has done so far: another value later says that it is at work.
     pub fn work(&self) -> Work {
         work(self.record.pid)
@@ -131,6 +137,7 @@ mod tests {
         let pid = child.id().unwrap();
         let record = ProcessRecord { pid, start_ticks: start_ticks(pid).unwrap() };
         let process = Process::open_known(record).unwrap().expect("it lives");
+        assert_eq!(process.has_user_namespace(), Some(false));
         let early = tokio::time::timeout(Duration::from_millis(30), process.pidfd.readable()).await;
         assert!(early.is_err(), "it has not ended yet");
         child.start_kill().unwrap();
@@ -142,6 +149,7 @@ mod tests {
         child.wait().await.unwrap();
         assert!(Process::open_known(record).unwrap().is_none());
         tokio::time::timeout(Duration::from_secs(10), process.exited()).await.unwrap();
+        assert_eq!(process.has_user_namespace(), None);
     }
 
     #[tokio::test]

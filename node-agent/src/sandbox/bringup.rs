@@ -19,7 +19,7 @@ use crate::guest::{GuestError, HelloFuture, clock_ms};
 use crate::host::paths::remove_file;
 use crate::host::{HostError, ImageError, Kernel};
 use crate::machine::ending::{Evidence, classify};
-use crate::machine::{Exit, LaunchError, LaunchPlan, Machine, Start, launch};
+use crate::machine::{Exit, LaunchError, LaunchPlan, Machine, Start, confinement, launch};
 use pinfold_domain::{Cause, Milestone, Reason};
 use pinfold_proto::guest::v1::ConfigureRequest;
 use pinfold_service::CancellationToken;
@@ -252,6 +252,7 @@ impl Jailed {
         };
         tracing::info!(sandbox = %assignment.id, version = status.version, timing = ?status.timing,
             memory = ?status.memory, "the VMM runs");
+        confinement::log(assignment.id, &status.confinement, machine.has_user_namespace());
         // The VMM knows better than this question when it first ran the guest, but not when it was jailed; it cannot
         // have been later than now.
         let first_run = at.after(Duration::from_micros(status.timing.first_run_us));

@@ -21,7 +21,7 @@ use crate::clock::BootTime;
 use crate::guest::clock_ms;
 use crate::host::snapshots::key::{hexadecimal, random};
 use crate::host::snapshots::{FileIdentity, Saved};
-use crate::machine::{LaunchPlan, Machine, Restore, Start};
+use crate::machine::{LaunchPlan, Machine, Restore, Start, confinement};
 use pinfold_domain::{Cause, Milestone, Reason, Source, TemplateId};
 use pinfold_proto::guest::v1::WakeRequest;
 use std::path::PathBuf;
@@ -286,6 +286,8 @@ impl Restored {
         let Ok(Ok(status)) = asked else { return };
         tracing::info!(sandbox = %context.ledger.assignment().id, version = status.version,
             timing = ?status.timing, memory = ?status.memory, "the VMM runs what was saved");
+        let id = context.ledger.assignment().id;
+        confinement::log(id, &status.confinement, self.machine.has_user_namespace());
         let first_run = self.at.after(Duration::from_micros(status.timing.first_run_us));
         context.ledger.reach(Milestone::Restored, Some(first_run.min(BootTime::now())));
     }

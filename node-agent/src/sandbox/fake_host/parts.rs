@@ -160,6 +160,9 @@ impl Machine for Fake {
     fn process(&self) -> ProcessRecord {
         ProcessRecord { pid: 4_000_000, start_ticks: 1 }
     }
+    fn has_user_namespace(&self) -> Option<bool> {
+        Some(false)
+    }
     fn status(&self) -> BoxFuture<'_, Result<Status, ControlError>> {
         Box::pin(async {
             if self.0.has(Fault::Status) {

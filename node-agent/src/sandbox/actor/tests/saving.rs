@@ -4,6 +4,7 @@ use super::*;
 use crate::catalog::Held;
 use crate::host::snapshots::Unusable;
 use crate::machine::Made;
+use crate::machine::confinement::tests::Captured;
 use crate::sandbox::template;
 use pinfold_domain::{SnapshotId, Source, TemplateId};
 
@@ -275,11 +276,17 @@ async fn from_template(faults: &[Fault], source: Source) -> Bench {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_made_from_a_template_is_restored() {
+    let logged = Captured::begin();
     let bench = from_template(&[], Source::Template("python".into())).await;
     bench.until(Phase::Running).await;
     while !bench.log().contains("working set") {
         tokio::task::yield_now().await;
     }
+    // the template, the snapshot and the restored one: whichever way a VMM was started, what holds it is told
+    assert_eq!(logged.lines("what holds the VMM").len(), 3);
+    let missing = logged.lines("missing=\"seccomp, landlock, user namespace\"");
+    assert_eq!(missing.len(), 3, "a fake has none");
+    drop(logged);
     assert_eq!(bench.log(), "+disk +cgroup +machine restored woken anew working set");
     let reached: Vec<_> = bench.ledger.record().milestones.iter().map(|(milestone, _)| *milestone).collect();
     assert_eq!(reached, [Milestone::Jailed, Milestone::Woken, Milestone::GuestReady, Milestone::Restored]);
