@@ -1,7 +1,8 @@
 //! ACPI tables: RSDP -> XSDT -> FADT (-> DSDT), MADT. What the DSDT describes is in [`dsdt`].
 //!
-//! The platform has the fixed hardware of ACPI as far as a guest needs it: a PM1 control register to power off by and a
-//! reset register. It does not say that it is hardware-reduced, because Linux then resets by EFI, which is not here.
+//! The platform is hardware-reduced: a register to power off by, one to reset by, and no timer, interrupt controller or
+//! interrupt of the PC's past. Linux then neither looks for one behind each pin of the I/O APIC, with a few hundred exits,
+//! nor asks the fixed hardware what happened. It resets by EFI, and where there is none by the BIOS: see [`reset_vector`].
 
 mod dsdt;
 #[cfg(test)]
@@ -63,7 +64,16 @@ pub fn write(
     xsdt.add_entry(madt);
     let xsdt = place(&bytes_of(&xsdt))?;
     memory.write_slice(&bytes_of(&Rsdp::new(OEM, xsdt)), GuestAddress(rsdp))?;
+    memory.write_slice(&reset_vector(), GuestAddress(layout::RESET_VECTOR))?;
     Ok(rsdp)
+}
+
+/// What a PC has at its reset vector is its firmware. Here it is all the firmware there is, in real mode: write
+/// [`RESET_VALUE`] to the reset port. A kernel that knows no better way to reset goes there.
+fn reset_vector() -> [u8; 9] {
+    let [low, high] = layout::RESET_PORT.to_le_bytes();
+    // mov al, value; mov dx, port; out dx, al; hlt; jmp back to hlt
+    [0xb0, RESET_VALUE, 0xba, low, high, 0xee, 0xf4, 0xeb, 0xfd]
 }
 
 fn bytes_of(table: &dyn Aml) -> Vec<u8> {
@@ -82,16 +92,13 @@ fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::FixRtc)
-        .flag(Flags::Headless);
-    // no SMI command port: the platform is in ACPI mode from the start
-    fadt.sci_int = (layout::SCI_LINE as u16).into();
-    fadt.pm1a_evt_blk = u32::from(layout::PM1_EVENT_PORT).into();
-    fadt.pm1_evt_len = layout::PM1_EVENT_PORTS as u8;
-    fadt.pm1a_cnt_blk = u32::from(layout::PM1_CONTROL_PORT).into();
-    fadt.pm1_cnt_len = layout::PM1_CONTROL_PORTS as u8;
+        .flag(Flags::Headless)
+        .flag(Flags::HwReducedAcpi);
     fadt.iapc_boot_arch = BOOT_ARCH.into();
-    fadt.reset_reg =
-        GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(layout::RESET_PORT));
+    let port = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port));
+    fadt.reset_reg = port(layout::RESET_PORT);
+    fadt.sleep_control_reg = port(layout::SLEEP_CONTROL_PORT);
+    fadt.sleep_status_reg = port(layout::SLEEP_STATUS_PORT);
     fadt.reset_value = RESET_VALUE;
     bytes_of(&fadt.finalize())
 }

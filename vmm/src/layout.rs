@@ -32,8 +32,10 @@ pub const PAGE_DIRECTORIES: u64 = 0xb000;
 pub const COMMAND_LINE: u64 = 0x2_0000;
 /// The kernel also looks for the RSDP by itself, from 0xe0000 to 0xfffff (ACPI 6.5, 5.2.5.1).
 pub const ACPI_TABLES: u64 = 0xe_0000;
-/// 16 bytes in a page of their own, which the guest's kernel reads and never writes.
+/// 16 bytes in a page that the guest's kernel reads and never writes.
 pub const VM_GENERATION_ID: u64 = 0xf_f000;
+/// Where a processor begins after a reset: F000:FFF0. In the page of the generation id, far behind it.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 
 /// One page for each virtio-mmio device, the first at this address.
 pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
@@ -48,8 +50,6 @@ pub const KVM_TSS: u64 = 0xfffb_d000;
 
 /// Lines of virtio devices, in order. The first ten are below 16, so that a kernel that found no I/O APIC can use the PIC.
 pub const VIRTIO_LINES: [u32; 15] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 3, 18, 19, 20, 21, 22];
-/// System control interrupt of ACPI. Nothing raises it.
-pub const SCI_LINE: u32 = 9;
 pub const SERIAL_LINE: u32 = 4;
 /// Lines of the event device, past those of the PIC: only kernels with ACPI have it, and they have an I/O APIC.
 pub const GENERATION_LINE: u32 = 16;
@@ -64,7 +64,10 @@ pub const I8042_COMMAND_PORT: u16 = 0x64;
 pub const PCI_ADDRESS_PORT: u16 = 0xcf8;
 /// Where a kernel says that it panicked (QEMU, docs/specs/pvpanic).
 pub const PANIC_PORT: u16 = 0x505;
-/// ACPI fixed hardware (ACPI 6.5, 4.8.3): PM1a event block, PM1a control block, and the reset register.
+/// Registers of a hardware-reduced platform (ACPI 6.5, 4.8.3.7): each is the high byte of a PM1 register below.
+pub const SLEEP_CONTROL_PORT: u16 = PM1_CONTROL_PORT + 1;
+pub const SLEEP_STATUS_PORT: u16 = PM1_EVENT_PORT + 1;
+/// ACPI fixed hardware (ACPI 6.5, 4.8.3): PM1a event block, PM1a control block; and the reset register.
 pub const PM1_EVENT_PORT: u16 = 0x600;
 pub const PM1_EVENT_PORTS: u16 = 4;
 pub const PM1_CONTROL_PORT: u16 = 0x604;
@@ -78,7 +81,7 @@ mod tests {
     #[test]
     fn lines_are_used_once() {
         let mut all = VIRTIO_LINES.to_vec();
-        all.extend([SCI_LINE, SERIAL_LINE, GENERATION_LINE, POWER_BUTTON_LINE]);
+        all.extend([SERIAL_LINE, GENERATION_LINE, POWER_BUTTON_LINE]);
         all.sort_unstable();
         // the I/O APIC of KVM has 24
         assert!(all.windows(2).all(|pair| pair[0] < pair[1]) && all.iter().all(|line| *line < 24), "{all:?}");

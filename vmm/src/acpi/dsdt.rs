@@ -5,7 +5,8 @@
 //!   both: a line for each, so that there is no register to read and no state to keep
 //! - the port by which a kernel says that it panicked, as QEMU's pvpanic, which Linux has a driver for
 //!
-//! The serial port is not here: Linux probes it at its standard address in any case, and would do so again.
+//! Linux finds the serial port at its standard address in any case, but its line only here: without the PC's interrupt
+//! controllers no line has a standard number.
 
 use super::{MmioWindow, OEM, OEM_REVISION, OEM_TABLE, SLEEP_TYPE_OFF, bytes_of};
 use crate::layout;
@@ -22,7 +23,7 @@ pub(super) fn table(windows: &[MmioWindow]) -> Vec<u8> {
     aml::Name::new("_S5_".into(), &sleep_off).to_aml_bytes(&mut body);
     let mut devices: Vec<u8> =
         windows.iter().enumerate().flat_map(|(index, window)| virtio(index, *window)).collect();
-    for device in [generation(), power_button(), panic_port(), events()] {
+    for device in [serial_port(), generation(), power_button(), panic_port(), events()] {
         devices.extend(device);
     }
     body.extend(aml::Scope::raw("_SB_".into(), devices));
@@ -47,6 +48,22 @@ fn virtio(index: usize, window: MmioWindow) -> Vec<u8> {
 /// An edge-triggered line of one device.
 fn line(number: u32) -> aml::Interrupt {
     aml::Interrupt::new(true, true, false, false, number)
+}
+
+fn serial_port() -> Vec<u8> {
+    let (first, count) = (layout::SERIAL_PORT, layout::SERIAL_PORTS as u8);
+    let ports = aml::IO::new(first, first, 1, count);
+    bytes_of(&aml::Device::new(
+        "COM1".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0501")),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&ports, &line(layout::SERIAL_LINE)]),
+            ),
+        ],
+    ))
 }
 
 /// Where the 16 bytes are. Linux knows the device by `_HID`, Windows by `_CID`.

@@ -1,6 +1,7 @@
 //! The tables as a guest reads them: from the RSDP on, each by its pointer, length and sum.
 
 use super::*;
+use crate::devices::power::PowerRegisters;
 use crate::memory;
 use pinfold_vmm_api::config::limits;
 
@@ -98,20 +99,58 @@ fn every_vcpu_has_an_enabled_local_apic_and_one_io_apic_is_there() {
 }
 
 #[test]
-fn the_fixed_hardware_is_the_ports_that_are_emulated() {
+fn the_platform_is_reduced_and_its_registers_are_the_ports_that_are_emulated() {
     let fadt = tables(1, 4).fadt();
     let word = |at: usize| u32::from_le_bytes(fadt[at..at + 4].try_into().expect("four bytes"));
-    assert_eq!(word(56), u32::from(layout::PM1_EVENT_PORT));
-    assert_eq!(word(64), u32::from(layout::PM1_CONTROL_PORT));
-    assert_eq!(word(48), 0, "no port to enter ACPI mode by: it is in it");
-    assert_eq!(word(76), 0, "no timer");
+    let flags = word(112);
+    assert_ne!(flags & 1 << 20, 0, "hardware-reduced");
+    for (what, at) in [("SMI port", 48), ("PM1a events", 56), ("PM1a control", 64), ("timer", 76)] {
+        assert_eq!(word(at), 0, "no {what}");
+    }
     assert_eq!(fadt[109] & 0b10, 0, "no keyboard controller");
     assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), 1 << 2 | 1 << 5, "no VGA, no CMOS clock");
-    let flags = word(112);
     assert_ne!(flags & 1 << 10, 0, "a reset register");
     assert_ne!(flags & 1 << 4, 0, "no fixed power button: it is a device");
-    assert_eq!(flags & 1 << 20, 0, "not hardware-reduced");
-    assert_eq!(Tables::address(&fadt, 120), u64::from(layout::RESET_PORT));
+    // generic addresses: port space, 8 bits, from bit 0, by bytes
+    for (at, port) in
+        [(116, layout::RESET_PORT), (244, layout::SLEEP_CONTROL_PORT), (256, layout::SLEEP_STATUS_PORT)]
+    {
+        assert_eq!(fadt[at..at + 4], [1, 8, 0, 1]);
+        assert_eq!(Tables::address(&fadt, at + 4), u64::from(port));
+    }
+    assert!(PowerRegisters::covers(layout::SLEEP_CONTROL_PORT));
+    assert!(PowerRegisters::covers(layout::SLEEP_STATUS_PORT));
+}
+
+#[test]
+fn what_a_kernel_writes_to_the_sleep_register_powers_off() {
+    let dsdt = tables(1, 0).dsdt();
+    // Name (_S5_, Package (2) { 5, 0 })
+    assert!(holds(&dsdt, b"\x08_S5_\x12\x05\x02\x0a\x05\x00"), "{dsdt:02x?}");
+    // SLP_TYP in bits 4:2, SLP_EN in bit 5 (ACPI 6.5, 4.8.3.7)
+    let off = SLEEP_TYPE_OFF << 2 | 1 << 5;
+    assert!(PowerRegisters::default().write(layout::SLEEP_CONTROL_PORT, &[off]));
+    assert!(!PowerRegisters::default().write(layout::SLEEP_CONTROL_PORT, &[off & !(1 << 5)]));
+    let mut status = [0xff];
+    PowerRegisters::default().read(layout::SLEEP_STATUS_PORT, &mut status);
+    assert_eq!(status, [0], "nothing woke it");
+}
+
+const _: () = assert!(layout::RESET_VECTOR == 0xf000 * 16 + 0xfff0);
+const _: () = assert!(layout::VM_GENERATION_ID + 16 <= layout::RESET_VECTOR);
+
+/// Followed by hand as a processor in real mode would.
+#[test]
+fn the_reset_vector_writes_to_the_reset_port() {
+    let tables = tables(1, 4);
+    let code = tables.bytes(layout::RESET_VECTOR, 9);
+    assert_eq!(code[..2], [0xb0, RESET_VALUE], "mov al, imm8");
+    assert_eq!(
+        (code[2], u16::from_le_bytes([code[3], code[4]])),
+        (0xba, layout::RESET_PORT),
+        "mov dx, imm16"
+    );
+    assert_eq!(code[5..], [0xee, 0xf4, 0xeb, 0xfd], "out dx, al; hlt; jmp -3");
 }
 
 #[test]
@@ -144,6 +183,8 @@ fn the_namespace_has_the_generation_the_button_and_the_panic_port() {
     address.extend((layout::VM_GENERATION_ID as u32).to_le_bytes());
     address.push(0);
     assert!(holds(&dsdt, &address), "{dsdt:02x?}");
+    // the serial port with its line
+    assert!(holds(&dsdt, &[0x47, 1, 0xf8, 0x03, 0xf8, 0x03, 1, 8, 0x89, 6, 0, 0b0011, 1, 4, 0, 0, 0]));
     // I/O port descriptor: 16-bit decode, minimum, maximum, alignment, length
     assert!(holds(&dsdt, &[0x47, 1, 0x05, 0x05, 0x05, 0x05, 1, 1]));
     // \_EVT: if the line is the first, notify the generation; the second, the button; 0x80 in both

@@ -1,4 +1,6 @@
-//! ACPI fixed hardware: the PM1a registers, of which only the sleep enable bit does something.
+//! The registers by which a guest powers itself off: the PM1a registers of ACPI's fixed hardware, of which only the sleep
+//! enable bit does something. The tables name two bytes of them, as the sleep registers of a hardware-reduced platform; a
+//! machine that was saved when they named all six finds them still.
 //!
 //! ```text
 //!   +0  status   16 bits, nothing ever happens: reads 0
