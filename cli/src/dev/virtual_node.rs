@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Of the sparse file; nothing is taken until it is written.
-const SCRATCH_BYTES: u64 = 16 * 1024 * 1024 * 1024;
+const SCRATCH_BYTES: u64 = 32 * 1024 * 1024 * 1024;
 /// Console lines that an error shows.
 const TAIL_LINES: usize = 25;
 
