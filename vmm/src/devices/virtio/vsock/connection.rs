@@ -8,8 +8,8 @@
 //!   over:        the guest ended both directions and all that it sent is delivered -> RST; or RST either way
 //! ```
 //!
-//! Credit (virtio 1.2, 5.10.6.3): the guest may have [`BUFFER_BYTES`] on their way to the host that the host has not
-//! taken, which bounds [`Connection::to_host`]; the host never sends more than the guest says it has room for.
+//! Credit (virtio 1.2, 5.10.6.3): the guest may have [`Connection::buffer_bytes`] on their way to the host that the host has
+//! not taken, which bounds [`Connection::to_host`]; the host never sends more than the guest says it has room for.
 
 use super::packet::{Operation, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use std::collections::VecDeque;
@@ -21,8 +21,10 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 use vmm_sys_util::epoll::EventSet;
 
-/// Bytes from the guest that wait for the host at most, for each connection.
+/// Bytes from the guest that wait for the host at most: for each connection, and for the few that may have more, so that a
+/// guest with much to say goes on while its host reads.
 pub const BUFFER_BYTES: u32 = 64 * 1024;
+pub const LARGE_BUFFER_BYTES: u32 = 256 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -56,6 +58,8 @@ pub struct Connection {
     /// in the queue of connections that have something for the guest
     pub queued: bool,
 
+    /// bound of `to_host`, which the guest is told
+    buffer_bytes: u32,
     to_host: VecDeque<u8>,
     received: Wrapping<u32>,
     forwarded: Wrapping<u32>,
@@ -90,6 +94,19 @@ impl Ends {
         self.sends && self.receives
     }
 
+    /// Writes what the host takes of `bytes` now; how many. A host that takes nothing any more has ended that direction.
+    fn offer(&mut self, mut stream: &UnixStream, bytes: &[u8]) -> usize {
+        while !self.receives && !bytes.is_empty() {
+            match stream.write(bytes) {
+                Ok(written) => return written,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return 0,
+                Err(_) => self.receives = true,
+            }
+        }
+        0
+    }
+
     fn flags(self) -> u32 {
         (u32::from(self.receives) * SHUTDOWN_RECEIVE) | (u32::from(self.sends) * SHUTDOWN_SEND)
     }
@@ -97,24 +114,23 @@ impl Ends {
 
 impl Connection {
     /// The host wants it: the guest will be asked.
-    pub fn asking(stream: UnixStream, token: u64, until: Instant) -> Self {
-        Self::new(stream, token, Phase::Asked { until }, Operation::Request)
+    pub fn asking(stream: UnixStream, token: u64, until: Instant, own_buffer_bytes: u32) -> Self {
+        Self::new(stream, token, Phase::Asked { until }, Operation::Request, own_buffer_bytes)
     }
 
     /// The guest wanted it and the host has it. `stream` is non-blocking, as above.
-    pub fn accepted(stream: UnixStream, token: u64, buffer_bytes: u32, forwarded: u32) -> Self {
-        let mut connection = Self::new(stream, token, Phase::Open, Operation::Response);
-        connection.note_credit(buffer_bytes, forwarded);
-        connection
+    pub fn accepted(stream: UnixStream, token: u64, own_buffer_bytes: u32) -> Self {
+        Self::new(stream, token, Phase::Open, Operation::Response, own_buffer_bytes)
     }
 
-    fn new(stream: UnixStream, token: u64, phase: Phase, greeting: Operation) -> Self {
+    fn new(stream: UnixStream, token: u64, phase: Phase, greeting: Operation, buffer_bytes: u32) -> Self {
         Self {
             stream,
             phase,
             token,
             watched: None,
             queued: false,
+            buffer_bytes,
             to_host: VecDeque::new(),
             received: Wrapping(0),
             forwarded: Wrapping(0),
@@ -139,6 +155,11 @@ impl Connection {
 
     pub fn phase(&self) -> Phase {
         self.phase
+    }
+
+    /// `buf_alloc` of every packet to the guest.
+    pub fn buffer_bytes(&self) -> u32 {
+        self.buffer_bytes
     }
 
     /// `fwd_cnt` of the next packet to the guest.
@@ -172,14 +193,23 @@ impl Connection {
         true
     }
 
+    /// Whether the guest has credit for so many bytes.
+    pub fn has_room(&self, bytes: u32) -> bool {
+        let waiting = (self.received - self.forwarded).0;
+        u64::from(bytes) + u64::from(waiting) <= u64::from(self.buffer_bytes)
+    }
+
     /// Payload of the guest.
     pub fn receive(&mut self, payload: &[u8]) -> Result<(), OverCredit> {
-        let waiting = (self.received - self.forwarded).0;
-        if payload.len() as u64 + u64::from(waiting) > u64::from(BUFFER_BYTES) {
+        let bytes = u32::try_from(payload.len()).map_err(|_| OverCredit)?;
+        if !self.has_room(bytes) {
             return Err(OverCredit);
         }
-        self.received += Wrapping(payload.len() as u32);
-        self.to_host.extend(payload);
+        self.received += Wrapping(bytes);
+        // what the host takes at once does not wait
+        let taken = if self.to_host.is_empty() { self.host_ended.offer(&self.stream, payload) } else { 0 };
+        self.delivered(taken);
+        self.to_host.extend(&payload[taken..]);
         self.flush();
         Ok(())
     }
@@ -187,16 +217,17 @@ impl Connection {
     /// Writes what waits for the host as far as the host takes it.
     pub fn flush(&mut self) {
         while !self.to_host.is_empty() && !self.host_ended.receives {
-            match self.stream.write(self.to_host.as_slices().0) {
-                Ok(written) => self.delivered(written),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(_) => self.host_ended.receives = true,
+            let taken = self.host_ended.offer(&self.stream, self.to_host.as_slices().0);
+            if taken == 0 && !self.host_ended.receives {
+                return;
             }
+            self.to_host.drain(..taken);
+            self.delivered(taken);
         }
         if self.host_ended.receives {
             // nobody will take it; for the guest it is as good as delivered, and it learns by SHUTDOWN
             self.delivered(self.to_host.len());
+            self.to_host.clear();
         }
         if self.to_host.is_empty() {
             // gives the memory of a burst back
@@ -208,9 +239,8 @@ impl Connection {
     }
 
     fn delivered(&mut self, bytes: usize) {
-        self.to_host.drain(..bytes);
         self.forwarded += Wrapping(bytes as u32);
-        if (self.forwarded - self.told).0 >= BUFFER_BYTES / 2 {
+        if (self.forwarded - self.told).0 >= self.buffer_bytes / 2 {
             self.update_credit = true;
         }
     }

@@ -1,6 +1,6 @@
 //! The socket device: its table of connections and what is on its way to the guest.
 
-use super::connection::{Connection, Phase};
+use super::connection::{BUFFER_BYTES, Connection, LARGE_BUFFER_BYTES, Phase};
 use super::host::Handshake;
 use super::packet::{HOST_CID, Header, TYPE_STREAM};
 use super::persist::ResetNotice;
@@ -21,6 +21,10 @@ use vmm_sys_util::timerfd::TimerFd;
 pub const MAX_CONNECTIONS: usize = 256;
 /// Of these the guest may open so many: the rest is kept for the host, which must reach its guest agent.
 pub const MAX_GUEST_CONNECTIONS: usize = 128;
+/// So many connections at once have a large buffer: with the others, a host that reads nothing costs 22 MiB at most.
+pub const MAX_LARGE_BUFFERS: usize = 32;
+/// Payload is moved in pieces of this many bytes at most.
+pub(super) const PIECE_BYTES: usize = 64 * 1024;
 /// Descriptors that are left for all else when the process may open fewer than the connections need.
 const RESERVED_DESCRIPTORS: u64 = 128;
 /// Host connections that have not said yet which port they want.
@@ -112,7 +116,7 @@ impl VsockDevice {
             next_token: FIRST_TOKEN,
             next_host_port: FIRST_HOST_PORT,
             reset_notice: ResetNotice::None,
-            scratch: vec![0; super::connection::BUFFER_BYTES as usize].into_boxed_slice(),
+            scratch: vec![0; PIECE_BYTES].into_boxed_slice(),
             metrics,
         })
     }
@@ -120,6 +124,13 @@ impl VsockDevice {
     pub(super) fn new_token(&mut self) -> u64 {
         self.next_token += 1;
         self.next_token
+    }
+
+    /// What the next connection may keep for a host that does not read.
+    pub(super) fn next_buffer_bytes(&self) -> u32 {
+        let is_large = |connection: &&Connection| connection.buffer_bytes() > BUFFER_BYTES;
+        let large = self.connections.values().filter(is_large).count();
+        if large < MAX_LARGE_BUFFERS { LARGE_BUFFER_BYTES } else { BUFFER_BYTES }
     }
 
     pub(super) fn is_full(&self) -> bool {

@@ -1,13 +1,18 @@
 //! Packets of the guest, and packets to it.
 
-use super::connection::{BUFFER_BYTES, Connection, Phase};
-use super::device::{Key, MAX_GUEST_CONNECTIONS, MAX_RESETS, RECEIVE, Reset, TRANSMIT, VsockDevice};
+use super::connection::{Connection, Phase};
+use super::device::{
+    Key, MAX_GUEST_CONNECTIONS, MAX_RESETS, PIECE_BYTES, RECEIVE, Reset, TRANSMIT, VsockDevice,
+};
 use super::packet::{HEADER_BYTES, HOST_CID, Header, Operation, TYPE_STREAM};
 use crate::devices::virtio::chain::Chain;
 use crate::devices::virtio::interrupt::USED_BUFFER;
-use crate::devices::virtio::queue::BrokenQueue;
+use crate::devices::virtio::queue::{BrokenQueue, VirtQueue};
 use crate::devices::virtio::{DeviceIo, Progress};
 use crate::memory::GuestMemory;
+
+/// Receive buffers that one read of a host's socket may fill. Linux gives buffers of a page.
+const BUFFERS_AT_ONCE: u16 = 16;
 
 impl VsockDevice {
     /// Moves what there is in both directions, as far as there is room.
@@ -96,7 +101,9 @@ impl VsockDevice {
             Ok(stream) => {
                 self.metrics.vsock.connections.increment();
                 let token = self.new_token();
-                self.insert(key, Connection::accepted(stream, token, header.buffer_bytes, header.forwarded));
+                let mut connection = Connection::accepted(stream, token, self.next_buffer_bytes());
+                connection.note_credit(header.buffer_bytes, header.forwarded);
+                self.insert(key, connection);
             }
             Err(_) => {
                 self.metrics.vsock.refused.increment();
@@ -160,62 +167,86 @@ impl VsockDevice {
     /// Data of the guest. False when it breaks a rule: longer than its buffers, or than its credit.
     fn payload(&mut self, memory: &GuestMemory, chain: &Chain, key: Key, bytes: u32) -> bool {
         let Some(connection) = self.connections.get_mut(&key) else { return false };
-        if bytes > BUFFER_BYTES {
+        let end = HEADER_BYTES as u64 + u64::from(bytes);
+        if !connection.has_room(bytes) || chain.readable_bytes() < end {
             return false;
         }
-        let payload = &mut self.scratch[..bytes as usize];
-        if !chain.read_exact(memory, HEADER_BYTES as u64, payload) {
-            return false;
+        for from in (HEADER_BYTES as u64..end).step_by(PIECE_BYTES) {
+            let piece = usize::try_from(end - from).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
+            let payload = &mut self.scratch[..piece];
+            if !chain.read_exact(memory, from, payload) || connection.receive(payload).is_err() {
+                return false;
+            }
         }
         self.metrics.vsock.to_host_bytes.add(u64::from(bytes));
-        connection.receive(payload).is_ok()
+        true
     }
 
-    /// Gives the guest what waits for it, as far as it has buffers.
+    /// Gives the guest what waits for it, as far as it has buffers: one buffer at first, then more at once as long as each
+    /// was needed.
     fn send(&mut self, io: &mut DeviceIo<'_>) -> Result<Progress, BrokenQueue> {
         let memory = io.memory;
-        let mut left = io.queues[RECEIVE].size();
+        let queue = &mut io.queues[RECEIVE];
+        let mut left = queue.size();
+        let mut at_once = 1;
         while self.has_packets() && left > 0 {
-            let queue = &mut io.queues[RECEIVE];
-            let Some(chain) = queue.pop(memory)? else {
+            let chains = pop_some(queue, memory, left.min(at_once))?;
+            if chains.is_empty() {
                 if queue.enable_kicks(memory)? {
                     continue;
                 }
                 break;
-            };
-            left -= 1;
-            let Some(written) = self.fill(memory, &chain)? else {
-                io.queues[RECEIVE].undo_pop();
+            }
+            let filled = self.fill(memory, &chains)?;
+            queue.undo_pops((chains.len() - filled.len()) as u16);
+            if filled.is_empty() {
                 break;
-            };
-            io.queues[RECEIVE].push_used(memory, chain.head, written)?;
+            }
+            queue.push_used_together(memory, &filled)?;
+            left -= filled.len() as u16;
+            at_once = if filled.len() == chains.len() { BUFFERS_AT_ONCE.min(at_once * 2) } else { 1 };
         }
-        if io.queues[RECEIVE].needs_interrupt(memory)? {
+        if queue.needs_interrupt(memory)? {
             io.interrupt.raise(USED_BUFFER);
         }
         Ok(if left == 0 { Progress::More } else { Progress::Done })
     }
 
-    /// Writes the next packet into a buffer of the guest; none when there is no packet after all.
-    fn fill(&mut self, memory: &GuestMemory, chain: &Chain) -> Result<Option<u32>, BrokenQueue> {
-        let room = chain.writable_bytes().saturating_sub(HEADER_BYTES as u64);
-        if room == 0 {
-            self.metrics.vsock.guest_errors.increment();
-            return Err(BrokenQueue::Request("a receive buffer has no room for a packet with payload"));
+    /// Writes the next packet into buffers of the guest, its payload as several packets where one has no room for it. The
+    /// buffers that it took, from the first on, with the bytes in each; none when there is no packet after all.
+    fn fill(&mut self, memory: &GuestMemory, chains: &[Chain]) -> Result<Vec<(u16, u32)>, BrokenQueue> {
+        let mut rooms = Vec::with_capacity(chains.len());
+        for chain in chains {
+            let room = chain.writable_bytes().saturating_sub(HEADER_BYTES as u64);
+            if room == 0 {
+                self.metrics.vsock.guest_errors.increment();
+                return Err(BrokenQueue::Request("a receive buffer has no room for a packet with payload"));
+            }
+            rooms.push(usize::try_from(room).unwrap_or(usize::MAX).min(PIECE_BYTES));
         }
-        let Some((header, bytes)) = self.next_packet(room) else { return Ok(None) };
-        let payload = &self.scratch[..bytes];
-        if !chain.write_all(memory, 0, &header.encode())
-            || !chain.write_all(memory, HEADER_BYTES as u64, payload)
-        {
-            return Err(BrokenQueue::Request("a receive buffer left guest memory"));
+        let Some((header, bytes)) = self.next_packet(rooms.iter().sum()) else { return Ok(Vec::new()) };
+        let mut filled = Vec::with_capacity(chains.len());
+        let mut payload = &self.scratch[..bytes];
+        for (chain, room) in chains.iter().zip(rooms) {
+            let (now, later) = payload.split_at(room.min(payload.len()));
+            let header = Header { bytes: now.len() as u32, ..header };
+            if !chain.write_all(memory, 0, &header.encode())
+                || !chain.write_all(memory, HEADER_BYTES as u64, now)
+            {
+                return Err(BrokenQueue::Request("a receive buffer left guest memory"));
+            }
+            filled.push((chain.head, (HEADER_BYTES + now.len()) as u32));
+            payload = later;
+            if payload.is_empty() {
+                break;
+            }
         }
         self.metrics.vsock.to_guest_bytes.add(bytes as u64);
-        Ok(Some((HEADER_BYTES + bytes) as u32))
+        Ok(filled)
     }
 
     /// RSTs first; then each connection one packet in turn. The payload is in `scratch`.
-    fn next_packet(&mut self, room: u64) -> Option<(Header, usize)> {
+    fn next_packet(&mut self, room: usize) -> Option<(Header, usize)> {
         if let Some(reset) = self.resets.pop_front() {
             let header =
                 Header { operation: Operation::Reset.number(), ..self.header(reset.from_cid, reset.key) };
@@ -225,16 +256,16 @@ impl VsockDevice {
             let key = self.ready.pop_front()?;
             let Some(connection) = self.connections.get_mut(&key) else { continue };
             connection.queued = false;
-            let limit = self.scratch.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+            let limit = self.scratch.len().min(room);
             let packet = connection.next_packet(&mut self.scratch[..limit]);
-            let forwarded = connection.forwarded();
+            let (forwarded, buffer_bytes) = (connection.forwarded(), connection.buffer_bytes());
             self.touched(key);
             if let Some(packet) = packet {
                 let header = Header {
                     operation: packet.operation.number(),
                     flags: packet.flags,
                     bytes: packet.bytes as u32,
-                    buffer_bytes: BUFFER_BYTES,
+                    buffer_bytes,
                     forwarded,
                     ..self.header(HOST_CID, key)
                 };
@@ -243,4 +274,14 @@ impl VsockDevice {
         }
         None
     }
+}
+
+/// At most `count` buffers of the guest, in order.
+fn pop_some(queue: &mut VirtQueue, memory: &GuestMemory, count: u16) -> Result<Vec<Chain>, BrokenQueue> {
+    let mut chains = Vec::with_capacity(usize::from(count));
+    while chains.len() < usize::from(count) {
+        let Some(chain) = queue.pop(memory)? else { break };
+        chains.push(chain);
+    }
+    Ok(chains)
 }

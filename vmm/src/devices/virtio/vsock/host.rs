@@ -107,7 +107,8 @@ impl VsockDevice {
             return;
         };
         let key = Key { guest_port, host_port: self.new_host_port(guest_port) };
-        let connection = Connection::asking(handshake.stream, token, Instant::now() + ANSWER_TIME);
+        let until = Instant::now() + ANSWER_TIME;
+        let connection = Connection::asking(handshake.stream, token, until, self.next_buffer_bytes());
         self.insert(key, connection);
     }
 

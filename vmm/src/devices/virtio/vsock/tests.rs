@@ -3,8 +3,8 @@
 mod credit;
 mod hostile;
 
-use super::connection::BUFFER_BYTES;
-use super::device::{MAX_CONNECTIONS, MAX_GUEST_CONNECTIONS, MAX_RESETS, VsockDevice};
+use super::connection::{BUFFER_BYTES, LARGE_BUFFER_BYTES};
+use super::device::{MAX_CONNECTIONS, MAX_GUEST_CONNECTIONS, MAX_LARGE_BUFFERS, MAX_RESETS, VsockDevice};
 use super::packet::{
     HEADER_BYTES, HOST_CID, Header, Operation, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM,
 };

@@ -55,17 +55,17 @@ fn the_guest_gets_credit_back_as_the_host_reads() {
     let (mut sent, mut read, mut forwarded) = (0u32, Vec::new(), 0u32);
     let block = vec![9; 4096];
     while read.len() < 4 << 20 {
-        while sent - forwarded + 4096 <= BUFFER_BYTES {
+        while sent - forwarded + 4096 <= LARGE_BUFFER_BYTES {
             guest.data(5000, 80, &block);
             sent += 4096;
         }
         read.extend(available(&mut stream));
         for (header, _) in guest.receive() {
             assert_ne!(operation(&header), Operation::Reset);
-            assert_eq!(header.buffer_bytes, BUFFER_BYTES);
+            assert_eq!(header.buffer_bytes, LARGE_BUFFER_BYTES);
             forwarded = header.forwarded;
         }
-        assert!(sent - forwarded <= BUFFER_BYTES);
+        assert!(sent - forwarded <= LARGE_BUFFER_BYTES);
     }
     assert!(read.iter().all(|byte| *byte == 9));
     assert_eq!(guest.driven.guest_errors(), 0);
@@ -81,4 +81,59 @@ fn a_credit_request_is_answered() {
     let packets = guest.receive();
     assert_eq!(operation(&packets[0].0), Operation::CreditUpdate);
     assert_eq!(packets[0].0.forwarded, 5);
+}
+
+#[test]
+fn only_so_many_connections_have_a_large_buffer() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    let (mut streams, mut told) = (Vec::new(), Vec::new());
+    let mut connect = |guest: &mut Guest, port| {
+        guest.plain(Operation::Request, port, 80);
+        streams.push(listener.accept().expect("connected").0);
+        let packets = guest.receive();
+        assert_eq!(operation(&packets[0].0), Operation::Response);
+        packets[0].0.buffer_bytes
+    };
+    for port in 0..MAX_LARGE_BUFFERS as u32 + 8 {
+        told.push(connect(&mut guest, 5000 + port));
+    }
+    let (large, small) = told.split_at(MAX_LARGE_BUFFERS);
+    assert!(large.iter().all(|bytes| *bytes == LARGE_BUFFER_BYTES), "{told:?}");
+    assert!(small.iter().all(|bytes| *bytes == BUFFER_BYTES), "{told:?}");
+    guest.plain(Operation::Reset, 5000, 80);
+    assert_eq!(connect(&mut guest, 6000), LARGE_BUFFER_BYTES, "one was given back");
+    assert_eq!(connect(&mut guest, 6001), BUFFER_BYTES);
+}
+
+#[test]
+fn a_packet_may_be_as_long_as_the_credit() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    let mut stream = guest.guest_connects(&listener, 5000, 80);
+    let block: Vec<u8> = (0..LARGE_BUFFER_BYTES / 2 + 77).map(|at| (at % 251) as u8).collect();
+    guest.data(5000, 80, &block);
+    assert_eq!(guest.driven.guest_errors(), 0);
+    let mut read = Vec::new();
+    for _ in 0..64 {
+        read.extend(available(&mut stream));
+        // the rest goes when the socket has room again
+        guest.receive();
+    }
+    assert!(read == block, "{} of {} bytes", read.len(), block.len());
+}
+
+#[test]
+fn what_the_host_sends_fills_buffers_in_order() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    let mut stream = guest.guest_connects(&listener, 5000, 80);
+    let block: Vec<u8> = (0..50_000u32).map(|at| (at % 241) as u8).collect();
+    stream.write_all(&block).expect("the socket takes it");
+    let packets = guest.receive();
+    let lengths: Vec<usize> = packets.iter().map(|(_, payload)| payload.len()).collect();
+    assert!(packets.iter().all(|(header, payload)| header.bytes as usize == payload.len()), "{lengths:?}");
+    let whole = (RX_BYTES as usize) - HEADER_BYTES;
+    assert!(lengths[..lengths.len() - 1].iter().all(|length| *length == whole), "{lengths:?}");
+    assert!(packets.into_iter().flat_map(|(_, payload)| payload).eq(block), "{lengths:?}");
 }
