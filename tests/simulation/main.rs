@@ -26,6 +26,12 @@ fn run_all(seeds: std::ops::Range<u64>, outlook: Outlook) -> Vec<Summary> {
     seeds.map(run_one).collect()
 }
 
+/// Runs in which nobody forks would say nothing of forks.
+fn some_were_forked(summaries: &[Summary]) {
+    let forks: usize = summaries.iter().map(|summary| summary.forks).sum();
+    assert!(forks > summaries.len(), "{forks} forks in {} runs", summaries.len());
+}
+
 fn report(name: &str, summaries: &[Summary]) {
     let sum = |of: fn(&Summary) -> u64| summaries.iter().map(of).sum::<u64>();
     println!(
@@ -71,6 +77,7 @@ fn a_storm_loses_nothing_and_leaves_nothing() {
             let count: u64 = summaries.iter().filter_map(|summary| summary.phases.get(&phase)).sum();
             assert!(count > 0, "no sandbox was {phase}");
         }
+        some_were_forked(&summaries);
     }
 }
 
@@ -78,6 +85,9 @@ fn a_storm_loses_nothing_and_leaves_nothing() {
 fn calm_weather_refuses_nothing_and_fails_nothing() {
     let summaries = run_all(runs(4), Outlook::Calm);
     report("calm", &summaries);
+    if summaries.len() as u64 >= QUICK_RUNS / 4 {
+        some_were_forked(&summaries);
+    }
 }
 
 #[test]

@@ -102,6 +102,26 @@ pub fn instances<'a>(nodes: impl Iterator<Item = &'a SimNode>) -> Result<(), Str
     Ok(())
 }
 
+/// What the engine says of a sandbox that runs or is paused is what its node says. No message on its way changes that: from
+/// one to the other leads an order, which the engine knows first.
+pub fn agreement<'a>(
+    sandboxes: impl Iterator<Item = &'a Sandbox>,
+    nodes: impl Iterator<Item = &'a SimNode>,
+) -> Result<(), String> {
+    let settled = |phase| matches!(phase, Phase::Running | Phase::Paused);
+    let nodes: BTreeMap<_, _> = nodes.map(|node| (&node.id, node)).collect();
+    for sandbox in sandboxes.filter(|sandbox| settled(sandbox.phase)) {
+        let node = sandbox.node.as_ref().and_then(|node| nodes.get(node));
+        let here = node.and_then(|node| node.instance(sandbox.id, sandbox.epoch));
+        let Some(here) = here.filter(|(phase, ..)| settled(*phase)) else { continue };
+        let said = (sandbox.phase, sandbox.order, sandbox.held());
+        if here != said {
+            return Err(format!("the engine says of {} {said:?}, its node {here:?}", sandbox.id));
+        }
+    }
+    Ok(())
+}
+
 /// An answer is let out: what it says must be durable.
 pub fn answered(driver: &Driver, sandbox: &Sandbox) -> Result<(), String> {
     let stored = driver.store.sandboxes.get(&sandbox.id).map(|stored| stored.revision);

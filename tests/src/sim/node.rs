@@ -172,6 +172,12 @@ impl SimNode {
         self.instances.iter().filter(|(_, i)| i.is_live()).map(|(id, i)| (*id, i.epoch))
     }
 
+    /// Phase, last order and room of what lives here under this epoch.
+    pub fn instance(&self, id: SandboxId, epoch: Epoch) -> Option<(Phase, u64, Resources)> {
+        let instance = self.instances.get(&id).filter(|i| i.epoch == epoch && i.is_live())?;
+        Some((instance.phase, instance.order, instance.held))
+    }
+
     pub fn records(&self) -> usize {
         self.instances.len()
     }

@@ -359,6 +359,9 @@ impl World {
     fn committed(&mut self) -> Result<(), String> {
         let (effects, more) = self.driver.committed()?;
         self.check_stored()?;
+        if let Some(engine) = &self.driver.engine {
+            check::agreement(engine.sandboxes(), self.hosts.iter().map(|host| &host.sim))?;
+        }
         if more {
             self.start_commit();
         }
