@@ -122,14 +122,20 @@ impl SandboxPaths {
 
     /// The machine of a paused sandbox, half made or whole.
     pub fn remove_saved(&self) -> Result<(), HostError> {
+        self.remove_half_saved()?;
+        remove_tree(&self.saved())
+    }
+
+    /// Under other names: half made, or given up.
+    pub fn remove_half_saved(&self) -> Result<(), HostError> {
         let entries = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries.act(|| format!("list {}", self.directory.display()))?,
         };
         for entry in entries.flatten() {
-            // under other names: half made, or given up
-            if entry.path().file_stem() == self.saved().file_stem() {
-                remove_tree(&entry.path())?;
+            let path = entry.path();
+            if path.extension().is_some() && path.file_stem() == self.saved().file_stem() {
+                remove_tree(&path)?;
             }
         }
         Ok(())

@@ -101,19 +101,23 @@ pub fn start_ticks(pid: u32) -> Option<u64> {
 pub struct Work {
     /// in user and kernel mode
     cpu_ticks: u64,
-    /// by system calls; 0 where the kernel does not say
+    /// by system calls that have ended, and into pages on their way to a disk; 0 where the kernel does not say
     written_bytes: u64,
 }
 
-/// Fields 14 and 15 of `stat` and `wchar` of `io` (proc(5)).
+/// Fields 14 and 15 of `stat`, `wchar` and `write_bytes` of `io` (proc(5)). Under a low I/O limit one write lasts minutes.
 fn work(pid: u32) -> Work {
     let thread = format!("/proc/{pid}/task/{pid}");
     let stat = fs::read_to_string(format!("{thread}/stat")).unwrap_or_default();
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
     let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
     let io = fs::read_to_string(format!("{thread}/io")).unwrap_or_default();
-    let written = io.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok());
-    Work { cpu_ticks: ticks.sum(), written_bytes: written.unwrap_or(0) }
+    let written =
+        |name: &str| io.lines().find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok()).unwrap_or(0);
+    Work {
+        cpu_ticks: ticks.sum(),
+        written_bytes: written("wchar: ").saturating_add(written("write_bytes: ")),
+    }
 }
 
 /// Whether `/proc/<pid>/cgroup` names a v2 group that ends like `cgroup`.
@@ -180,6 +184,13 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(work(waiting), before);
         assert_eq!(work(0), Work::default(), "no such process");
+        let (_writer, writer) = start("while :; do echo 1234567; done");
+        let written = async {
+            while work(writer).written_bytes < 10_000 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), written).await.expect("what it writes is seen");
     }
 
     #[tokio::test]

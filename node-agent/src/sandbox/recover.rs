@@ -10,8 +10,8 @@ use super::record::{Changed, Ledger, Record, Saving};
 use super::teardown;
 use crate::clock::BootTime;
 use crate::guest::clock_ms;
-use crate::host::HostError;
 use crate::host::paths::SandboxPaths;
+use crate::host::{HostError, blocking};
 use crate::machine::Exit;
 use crate::machine::ending::classify;
 use pinfold_domain::{Cause, Phase, Reason, SandboxId};
@@ -67,6 +67,10 @@ async fn one(
 ) -> Result<Found, HostError> {
     outlive_the_boot(host, &mut record, &paths);
     let id = record.assignment.id;
+    let half = paths.clone();
+    if let Err(error) = blocking(move || half.remove_half_saved()).await {
+        tracing::error!(sandbox = %id, error = error.sentence(), "half of a saved machine is left");
+    }
     let machine = match record.process {
         Some(process) if record.boot_id == *host.boot_id => host.machines.attach(id, &paths, process)?,
         _ => None,

@@ -211,7 +211,11 @@ impl Left {
 #[tokio::test(start_paused = true)]
 async fn a_paused_sandbox_is_taken_up_without_a_process_and_resumed() {
     let left = saving(&["disk"], Phase::Paused, true, |record| record.process = None);
+    let saved = left.host.state.sandbox(ID.parse().unwrap()).saved();
+    let halves = ["new", "going-1-2"].map(|suffix| saved.with_extension(suffix));
+    halves.iter().for_each(|half| std::fs::create_dir(half).unwrap());
     let registry = left.recovered().await;
+    assert!(!halves.iter().any(|half| half.exists()) && saved.exists());
     let report = left.report(&registry, Phase::Paused).await.unwrap();
     assert_eq!((report.epoch, report.order), (Epoch(3), 7));
     assert!(registry.resume(ID.parse().unwrap(), Epoch(3), 8));
