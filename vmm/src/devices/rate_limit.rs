@@ -152,10 +152,11 @@ impl Gate {
         self.limiter.is_free()
     }
 
-    /// The timer is readable.
+    /// The timer is readable, or was: its event may be one of a round in which the limit was set anew and another timer
+    /// began. So it is stopped and not read, which would wait for that one. What waits is to be tried again.
     pub fn timer_fired(&mut self) {
         if std::mem::take(&mut self.timer_runs) {
-            let _ = self.timer.wait();
+            let _ = self.timer.clear();
         }
     }
 

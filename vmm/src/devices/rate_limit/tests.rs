@@ -157,3 +157,19 @@ fn a_gate_that_is_set_anew_forgets_how_long_the_old_limit_would_have_waited() {
     // SAFETY: one pollfd, valid for writes.
     assert_eq!(unsafe { libc::poll(&mut poll, 1, 10_000) }, 1, "the timer of the new limit fires");
 }
+
+#[test]
+fn a_timer_of_before_that_is_told_late_waits_for_nothing() {
+    let slow = RateLimit { bytes: None, operations: Some(bucket(1, 1, 0)) };
+    let mut gate = Gate::new(slow).expect("a timer");
+    assert!(gate.pass(0) && !gate.pass(0));
+    gate.set(slow);
+    assert!(gate.pass(0) && !gate.pass(0));
+    let began = Instant::now();
+    gate.timer_fired();
+    assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+    assert!(!gate.pass(0), "it still waits");
+    let mut poll = libc::pollfd { fd: gate.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd, valid for writes.
+    assert_eq!(unsafe { libc::poll(&mut poll, 1, 10_000) }, 1, "and is told when it may go on");
+}
