@@ -1,6 +1,6 @@
 //! The control socket, served by the device thread: [`pinfold_vmm_api::control`].
 //!
-//! Few connections, bounded lines, and no new request is read from a peer that does not take its answers. A watcher that
+//! Few connections, of which the quietest makes room for a new one; bounded lines, and no new request is read from a peer that does not take its answers. A watcher that
 //! does not take its events is passed over, and told the latest of each kind once it does.
 
 use pinfold_vmm_api::control::{Event, MAX_LINE_BYTES, Request, Response};
@@ -28,11 +28,15 @@ pub struct ControlServer {
     epoll: Epoll,
     connections: BTreeMap<u64, Connection>,
     next_id: u64,
+    /// counts what was heard of all connections
+    heard: u64,
 }
 
 #[derive(Debug)]
 struct Connection {
     stream: UnixStream,
+    /// when it was heard of last, by the server's count
+    heard: u64,
     input: Vec<u8>,
     output: Vec<u8>,
     /// for the request whose line is not whole yet
@@ -48,7 +52,7 @@ impl ControlServer {
         let epoll = Epoll::new()?;
         let event = EpollEvent::new(EventSet::IN, LISTENER);
         epoll.ctl(ControlOperation::Add, listener.as_raw_fd(), event)?;
-        Ok(Self { listener, epoll, connections: BTreeMap::new(), next_id: LISTENER + 1 })
+        Ok(Self { listener, epoll, connections: BTreeMap::new(), next_id: LISTENER + 1, heard: 0 })
     }
 
     /// Does what there is to do; `answer` decides on each request.
@@ -66,15 +70,27 @@ impl ControlServer {
     fn accept(&mut self) {
         // one for each event: level-triggered, so more come back
         let Ok((stream, _)) = self.listener.accept() else { return };
-        if self.connections.len() >= MAX_CONNECTIONS || stream.set_nonblocking(true).is_err() {
+        if stream.set_nonblocking(true).is_err() {
             return;
+        }
+        if self.connections.len() >= MAX_CONNECTIONS {
+            self.end_quietest();
         }
         let id = self.next_id;
         let event = EpollEvent::new(EventSet::IN, id);
         if self.epoll.ctl(ControlOperation::Add, stream.as_raw_fd(), event).is_ok() {
             self.next_id += 1;
-            self.connections.insert(id, Connection::new(stream));
+            self.heard += 1;
+            self.connections.insert(id, Connection::new(stream, self.heard));
         }
+    }
+
+    /// Makes room: of those that do not watch, else of the watchers, the one goes that was heard of longest ago.
+    fn end_quietest(&mut self) {
+        let heard = |(_, connection): &(&u64, &Connection)| (connection.watches, connection.heard);
+        let quietest = self.connections.iter().min_by_key(heard).map(|(id, _)| *id);
+        // closing the descriptor takes it out of the epoll set
+        quietest.and_then(|id| self.connections.remove(&id));
     }
 
     /// Sends `events` to every watcher that takes them now; the others are behind.
@@ -109,6 +125,8 @@ impl ControlServer {
 
     fn progress(&mut self, id: u64, answer: &mut Answer<'_>) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
+        self.heard += 1;
+        connection.heard = self.heard;
         if !connection.progress(answer) || !watch(&self.epoll, id, connection) {
             // closing the descriptor takes it out of the epoll set
             self.connections.remove(&id);
@@ -130,9 +148,10 @@ impl AsRawFd for ControlServer {
 }
 
 impl Connection {
-    fn new(stream: UnixStream) -> Self {
+    fn new(stream: UnixStream, heard: u64) -> Self {
         Self {
             stream,
+            heard,
             input: Vec::new(),
             output: Vec::new(),
             descriptors: Vec::new(),

@@ -14,9 +14,11 @@ use std::os::unix::fs::FileExt;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 const PAGE_BYTES: usize = crate::memory::PAGE_BYTES as usize;
+/// The text of some 60 mappings has 50 KiB, that of a guest which gave much of its memory back tens of MiB: it is read in
+/// pieces, each line of it once.
 const CHUNK_BYTES: usize = 16 * 1024;
-/// The text of some 60 mappings has 50 KiB; a hundred times that is no text of ours.
-const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// A line ends with a path, of at most 4 KiB. More is no text of the kernel's.
+const LINE_BYTES_MAX: usize = 8 * 1024;
 
 #[derive(Debug)]
 pub struct MemoryMeter {
@@ -31,22 +33,27 @@ impl MemoryMeter {
     }
 
     pub fn measure(&self) -> MemoryUse {
-        let from_smaps = self.smaps.as_ref().and_then(|file| read_all(file).ok());
+        let mut sum = Sum::of(&self.guest);
+        let from_smaps = self.smaps.as_ref().map(|file| for_each_line(file, |line| sum.add(line)));
         match from_smaps {
-            Some(text) if !text.is_empty() => sum(&String::from_utf8_lossy(&text), &self.guest),
+            Some(Ok(1..)) => sum.total,
             _ => MemoryUse { guest_resident_bytes: self.resident(), ..MemoryUse::default() },
         }
     }
 
     /// Host addresses within guest memory that show a file. Without smaps all of guest memory may.
     pub fn guest_files(&self) -> Vec<Range<u64>> {
-        let all = || self.guest.iter().map(|(from, to)| *from..*to).collect();
-        let Some(text) = self.smaps.as_ref().and_then(|file| read_all(file).ok()) else { return all() };
-        let text = String::from_utf8_lossy(&text);
+        let mut files = Vec::new();
         let of_guest =
             |range: &Range<u64>| self.guest.iter().any(|(from, to)| (*from..*to).contains(&range.start));
-        let file = |line| header(line).filter(|(_, path)| path.starts_with('/')).map(|(range, _)| range);
-        text.lines().filter_map(file).filter(of_guest).collect()
+        let of_line = |line: &str| {
+            let file = header(line).filter(|(range, path)| path.starts_with('/') && of_guest(range));
+            files.extend(file.map(|(range, _)| range));
+        };
+        match self.smaps.as_ref().map(|file| for_each_line(file, of_line)) {
+            Some(Ok(_)) => files,
+            _ => self.guest.iter().map(|(from, to)| *from..*to).collect(),
+        }
     }
 
     fn resident(&self) -> u64 {
@@ -97,43 +104,64 @@ impl OwnFiles {
     }
 }
 
-fn read_all(file: &File) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
+/// Reads a text from its beginning to its end, line by line; how many lines there were.
+fn for_each_line(file: &File, mut act: impl FnMut(&str)) -> io::Result<usize> {
     let mut chunk = vec![0; CHUNK_BYTES];
-    while text.len() < TEXT_BYTES_MAX {
-        match file.read_at(&mut chunk, text.len() as u64)? {
-            0 => break,
-            read => text.extend_from_slice(&chunk[..read]),
+    let (mut rest, mut offset, mut lines) = (Vec::new(), 0, 0);
+    loop {
+        let read = file.read_at(&mut chunk, offset)?;
+        if read == 0 {
+            return Ok(lines);
+        }
+        offset += read as u64;
+        for piece in chunk[..read].split_inclusive(|byte| *byte == b'\n') {
+            rest.extend_from_slice(piece);
+            if rest.len() > LINE_BYTES_MAX {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            if rest.ends_with(b"\n") {
+                act(String::from_utf8_lossy(&rest).trim_end());
+                rest.clear();
+                lines += 1;
+            }
         }
     }
-    Ok(text)
 }
 
 /// Sums a text in the form of `/proc/<pid>/smaps`.
-fn sum(text: &str, guest: &[(u64, u64)]) -> MemoryUse {
-    let mut total = MemoryUse::default();
-    let (mut in_guest, mut of_file) = (false, false);
-    for line in text.lines() {
+struct Sum<'a> {
+    guest: &'a [(u64, u64)],
+    total: MemoryUse,
+    in_guest: bool,
+    of_file: bool,
+}
+
+impl<'a> Sum<'a> {
+    fn of(guest: &'a [(u64, u64)]) -> Self {
+        Self { guest, total: MemoryUse::default(), in_guest: false, of_file: false }
+    }
+
+    fn add(&mut self, line: &str) {
         if let Some((range, path)) = header(line) {
-            in_guest = guest.iter().any(|(from, to)| (*from..*to).contains(&range.start));
-            of_file = path.starts_with('/');
-            continue;
+            self.in_guest = self.guest.iter().any(|(from, to)| (*from..*to).contains(&range.start));
+            self.of_file = path.starts_with('/');
+            return;
         }
-        let Some((key, value)) = line.split_once(':') else { continue };
+        let Some((key, value)) = line.split_once(':') else { return };
         let bytes = || value.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) * 1024;
+        let total = &mut self.total;
         match key {
-            "Rss" if in_guest => total.guest_resident_bytes += bytes(),
-            "Rss" if of_file => total.vmm_file_bytes += bytes(),
-            "Anonymous" if !in_guest && !of_file => total.vmm_private_bytes += bytes(),
+            "Rss" if self.in_guest => total.guest_resident_bytes += bytes(),
+            "Rss" if self.of_file => total.vmm_file_bytes += bytes(),
+            "Anonymous" if !self.in_guest && !self.of_file => total.vmm_private_bytes += bytes(),
             // copies of the binary's pages that were written to
-            "Anonymous" if of_file && !in_guest => {
+            "Anonymous" if self.of_file && !self.in_guest => {
                 total.vmm_private_bytes += bytes();
                 total.vmm_file_bytes = total.vmm_file_bytes.saturating_sub(bytes());
             }
             _ => {}
         }
     }
-    total
 }
 
 /// `start-end perms offset dev inode path` of a mapping's first line.
@@ -171,17 +199,32 @@ Anonymous:            40 kB
 
     #[test]
     fn guest_memory_the_vmm_and_its_binary_are_told_apart() {
-        let used = sum(TEXT, &[(0x7f00_0000_0000, 0x7f00_1020_0000)]);
+        let guest = [(0x7f00_0000_0000, 0x7f00_1020_0000)];
+        let mut sum = Sum::of(&guest);
+        TEXT.lines().for_each(|line| sum.add(line));
+        let used = sum.total;
         assert_eq!(used.guest_resident_bytes, (102_400 + 100) * 1024, "with its kernel's file");
         assert_eq!(used.vmm_private_bytes, (128 + 16) * 1024);
         assert_eq!(used.vmm_file_bytes, (512 + 64 - 16) * 1024);
+    }
+
+    /// As many as the balloon can make.
+    #[test]
+    fn all_mappings_count_however_many_there_are() {
+        let memory = crate::memory::allocate(96 << 20).expect("memory");
+        let file = tempfile::tempfile().expect("a temporary file");
+        let mapping = TEXT.lines().skip(7).take(3).collect::<Vec<_>>().join("\n") + "\n";
+        let count = 50_000;
+        file.write_all_at(mapping.repeat(count).as_bytes(), 0).expect("written");
+        let meter = MemoryMeter::new(Some(file), &memory);
+        assert_eq!(meter.measure().vmm_private_bytes, count as u64 * 128 * 1024);
     }
 
     #[test]
     fn a_directory_by_descriptor_serves_as_well() {
         let directory = File::open("/proc").expect("procfs");
         let own = OwnFiles::open(Some(crate::descriptors::give(directory)));
-        assert!(!read_all(&own.smaps.expect("own smaps")).expect("read").is_empty());
+        assert!(for_each_line(&own.smaps.expect("own smaps"), |_| {}).expect("read") > 100);
         assert!(own.pagemap.is_some());
         let elsewhere = File::open("/").expect("the root");
         assert!(OwnFiles::open(Some(crate::descriptors::give(elsewhere))).smaps.is_none());

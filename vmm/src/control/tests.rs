@@ -139,6 +139,31 @@ fn connections_are_bounded_and_come_free_again() {
     assert_eq!(rig.serve(), [Request::Kill]);
 }
 
+#[test]
+fn silent_peers_make_room_for_a_new_one_and_those_that_speak_or_watch_stay() {
+    let mut rig = rig();
+    let mut watcher = rig.connect();
+    watcher.write_all(b"{\"request\":\"watch\"}\n").expect("sent");
+    rig.serve();
+    let mut held: Vec<_> = (1..MAX_CONNECTIONS).map(|_| rig.connect()).collect();
+    rig.serve();
+    held[0].write_all(b"{\"request\":\"status\"}\n").expect("sent");
+    assert_eq!(rig.serve(), [Request::Status]);
+    let mut late = rig.connect();
+    late.write_all(b"{\"request\":\"kill\"}\n").expect("sent");
+    assert_eq!(rig.serve(), [Request::Kill], "the new one is heard");
+    let ended = |peer: &mut UnixStream| loop {
+        match peer.read(&mut [0; 4096]) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+    };
+    let all: Vec<bool> = [&mut watcher].into_iter().chain(&mut held).chain([&mut late]).map(ended).collect();
+    let ended: Vec<usize> = (0..all.len()).filter(|index| all[*index]).collect();
+    assert_eq!(ended, [2], "of those that neither spoke nor watch, the oldest");
+}
+
 fn event(count: u64) -> Event {
     let kind = pinfold_vmm_api::control::EventKind::GuestFault;
     Event { kind, device: "disk0".into(), count, message: "x".repeat(100) }

@@ -67,6 +67,25 @@ fn an_idle_disk_wakes_nobody() {
     }
 }
 
+#[test]
+fn a_flush_behind_one_that_is_on_the_way_is_a_flush_of_its_own() {
+    for (name, engine) in engines() {
+        let mut disk = Disk::with(false, SECTORS * 512, engine);
+        disk.header(VIRTIO_BLK_T_FLUSH, 0);
+        // both in one turn: the first may still fail when the second is looked at
+        for _ in 0..2 {
+            disk.driven.rings[0].send(&[(HEADER, 16, false), (STATUS, 1, true)]);
+        }
+        disk.driven.serve(0);
+        assert_eq!(disk.driven.rings[0].take_used().len(), 2, "{name}");
+        assert_eq!(disk.driven.metrics.block.syncs.get(), 2, "{name}");
+        // and with nothing written since, there is nothing to do
+        disk.driven.rings[0].send(&[(HEADER, 16, false), (STATUS, 1, true)]);
+        disk.driven.serve(0);
+        assert_eq!((disk.driven.rings[0].take_used().len(), disk.driven.metrics.block.syncs.get()), (1, 2));
+    }
+}
+
 /// A disk whose file is a pipe to the engine: a read waits until somebody writes.
 fn waiting_disk() -> (Disk, File) {
     let (reader, writer) = std::io::pipe().expect("a pipe");
