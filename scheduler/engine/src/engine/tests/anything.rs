@@ -2,22 +2,131 @@
 //! (the bench checks them), every call is answered once, and a restart at any point finds the same state.
 
 use super::*;
+use crate::event::{ForkRequest, ForkSource};
+use pinfold_domain::{Preparation, SnapshotReport, SnapshotState, Source, TemplateReport};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 
 #[derive(Debug, Clone)]
 enum Act {
-    Create { request: u8, size: u64, ttl_secs: u64 },
+    Create {
+        request: u8,
+        size: u64,
+        ttl_secs: u64,
+        of: Of,
+    },
+    Pause {
+        request: u8,
+        sandbox: u8,
+    },
+    Resume {
+        request: u8,
+        sandbox: u8,
+    },
+    Fork {
+        request: u8,
+        of: Of,
+        count: u8,
+    },
+    Snapshot {
+        request: u8,
+        sandbox: u8,
+    },
+    DropSnapshot {
+        request: u8,
+        snapshot: u8,
+    },
+    Template {
+        request: u8,
+        name: u8,
+        size: u64,
+    },
+    DropTemplate {
+        request: u8,
+        name: u8,
+    },
+    Saved {
+        node: u8,
+        session: u64,
+        said: SavedSaid,
+    },
     Stop(u8),
     Delete(u8),
-    Join { node: u8, session: u64, size: u64, list: Vec<Said> },
-    Heartbeat { node: u8, session: u64, list: Vec<Said> },
-    Report { node: u8, session: u64, said: Said },
-    Refuse { node: u8, session: u64, sandbox: u8, epoch: u64 },
-    Gone { node: u8, session: u64 },
-    FirstByte { sandbox: u8, epoch: u64 },
+    Join {
+        node: u8,
+        session: u64,
+        size: u64,
+        list: Vec<Said>,
+        saved: Vec<SavedSaid>,
+    },
+    Heartbeat {
+        node: u8,
+        session: u64,
+        list: Vec<Said>,
+        saved: Vec<SavedSaid>,
+    },
+    Report {
+        node: u8,
+        session: u64,
+        said: Said,
+    },
+    Refuse {
+        node: u8,
+        session: u64,
+        sandbox: u8,
+        epoch: u64,
+    },
+    Gone {
+        node: u8,
+        session: u64,
+    },
+    FirstByte {
+        sandbox: u8,
+        epoch: u64,
+    },
     Advance(u64),
     Jump(i64),
+    /// the node lists what is stored of it, each sandbox one step further
+    Truth {
+        node: u8,
+        session: u64,
+        saved: Vec<SavedSaid>,
+    },
     Restart,
+}
+
+/// What a create or a fork begins from.
+#[derive(Debug, Clone, Copy)]
+enum Of {
+    Nothing,
+    Sandbox(u8),
+    Snapshot(u8),
+    Template(u8),
+}
+
+/// What a node says of the so-manieth snapshot or template.
+#[derive(Debug, Clone)]
+enum SavedSaid {
+    Snapshot(u8, SnapshotState),
+    Template(u8, Preparation),
+}
+
+fn of() -> impl Strategy<Value = Of> {
+    prop_oneof![
+        4 => Just(Of::Nothing),
+        2 => (0..12_u8).prop_map(Of::Sandbox),
+        2 => (0..6_u8).prop_map(Of::Snapshot),
+        2 => (0..4_u8).prop_map(Of::Template),
+    ]
+}
+
+fn saved_said() -> impl Strategy<Value = SavedSaid> {
+    let state = prop::sample::select(SnapshotState::ALL.to_vec());
+    let preparation = prop::sample::select(Preparation::ALL.to_vec());
+    prop_oneof![
+        (0..6_u8, state).prop_map(|(id, state)| SavedSaid::Snapshot(id, state)),
+        (0..4_u8, preparation).prop_map(|(id, preparation)| SavedSaid::Template(id, preparation)),
+    ]
 }
 
 /// What a node says of the sandbox that was created as the so-manieth.
@@ -29,6 +138,7 @@ struct Said {
     phase: Phase,
     with_cause: bool,
     since_us: u64,
+    order: u64,
 }
 
 fn said() -> impl Strategy<Value = Said> {
@@ -36,31 +146,56 @@ fn said() -> impl Strategy<Value = Said> {
     let phase = prop::sample::select(Phase::ALL.to_vec());
     let sequence = prop_oneof![0..6_u64, Just(u64::MAX)];
     let epoch = prop_oneof![5 => 0..4_u64, 1 => Just(u64::MAX)];
-    (0..12_u8, epoch, sequence, phase, any::<bool>(), since).prop_map(
-        |(sandbox, epoch, sequence, phase, with_cause, since_us)| Said {
+    (0..12_u8, epoch, sequence, phase, any::<bool>(), since, 0..4_u64).prop_map(
+        |(sandbox, epoch, sequence, phase, with_cause, since_us, order)| Said {
             sandbox,
             epoch,
             sequence,
             phase,
             with_cause,
             since_us,
+            order,
         },
     )
+}
+
+/// What goes on in a fleet that works: a node that says the truth, most of the time.
+fn truth() -> impl Strategy<Value = Act> {
+    (0..3_u8, 0..6_u64, prop::collection::vec(saved_said(), 0..6))
+        .prop_map(|(node, session, saved)| Act::Truth { node, session, saved })
+}
+
+fn saving() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        8 => (0..40_u8, 0..12_u8).prop_map(|(request, sandbox)| Act::Pause { request, sandbox }),
+        12 => (0..40_u8, 0..12_u8).prop_map(|(request, sandbox)| Act::Resume { request, sandbox }),
+        3 => (0..40_u8, of(), 0..4_u8).prop_map(|(request, of, count)| Act::Fork { request, of, count }),
+        3 => (0..40_u8, 0..12_u8).prop_map(|(request, sandbox)| Act::Snapshot { request, sandbox }),
+        1 => (0..40_u8, 0..6_u8).prop_map(|(request, snapshot)| Act::DropSnapshot { request, snapshot }),
+        2 => (0..40_u8, 0..4_u8, 1..3_u64)
+            .prop_map(|(request, name, size)| Act::Template { request, name, size }),
+        1 => (0..40_u8, 0..4_u8).prop_map(|(request, name)| Act::DropTemplate { request, name }),
+        4 => (0..3_u8, 0..6_u64, saved_said())
+            .prop_map(|(node, session, said)| Act::Saved { node, session, said }),
+    ]
 }
 
 fn act() -> impl Strategy<Value = Act> {
     let (node, session) = (0..3_u8, 0..6_u64);
     let list = || prop::collection::vec(said(), 0..5);
-    let size = prop_oneof![8 => 0..5_u64, 1 => Just(1_000_000)];
+    let saved = || prop::collection::vec(saved_said(), 0..5);
+    let size = prop_oneof![8 => 0..9_u64, 1 => Just(1_000_000)];
     prop_oneof![
-        6 => (0..8_u8, 1..4_u64, prop_oneof![Just(3_600), 1..60_u64])
-            .prop_map(|(request, size, ttl_secs)| Act::Create { request, size, ttl_secs }),
+        8 => (0..8_u8, 1..4_u64, prop_oneof![Just(3_600), 1..60_u64], of())
+            .prop_map(|(request, size, ttl_secs, of)| Act::Create { request, size, ttl_secs, of }),
+        24 => saving(),
+        20 => truth(),
         2 => (0..12_u8).prop_map(Act::Stop),
         2 => (0..12_u8).prop_map(Act::Delete),
-        3 => (node.clone(), session.clone(), size, list())
-            .prop_map(|(node, session, size, list)| Act::Join { node, session, size, list }),
-        4 => (node.clone(), session.clone(), list())
-            .prop_map(|(node, session, list)| Act::Heartbeat { node, session, list }),
+        5 => (node.clone(), session.clone(), size, list(), saved())
+            .prop_map(|(node, session, size, list, saved)| Act::Join { node, session, size, list, saved }),
+        4 => (node.clone(), session.clone(), list(), saved())
+            .prop_map(|(node, session, list, saved)| Act::Heartbeat { node, session, list, saved }),
         8 => (node.clone(), session.clone(), said())
             .prop_map(|(node, session, said)| Act::Report { node, session, said }),
         2 => (node.clone(), session.clone(), 0..12_u8, 0..4_u64)
@@ -77,9 +212,153 @@ struct Anything {
     bench: Bench,
     /// ids in the order in which they were accepted
     sandboxes: Vec<SandboxId>,
+    snapshots: Vec<SnapshotId>,
+    templates: Vec<TemplateId>,
 }
 
 impl Anything {
+    /// One that was accepted, if there is any.
+    fn known(&self, index: u8) -> SandboxId {
+        let index = usize::from(index).checked_rem(self.sandboxes.len());
+        index.map_or(SandboxId(uuid(u64::MAX)), |index| self.sandboxes[index])
+    }
+
+    fn snapshot(&self, index: u8) -> SnapshotId {
+        self.snapshots.get(usize::from(index)).copied().unwrap_or(SnapshotId(uuid(u64::MAX)))
+    }
+
+    fn template(&self, index: u8) -> TemplateId {
+        self.templates.get(usize::from(index)).copied().unwrap_or(TemplateId(uuid(u64::MAX)))
+    }
+
+    fn snapshot_report(&self, index: u8, state: SnapshotState) -> SnapshotReport {
+        SnapshotReport { snapshot_id: self.snapshot(index), state, cause: None, sizes: Default::default() }
+    }
+
+    fn template_report(&self, index: u8, preparation: Preparation) -> TemplateReport {
+        let (template_id, sizes) = (self.template(index), Default::default());
+        TemplateReport { template_id, preparation, cause: None, sizes }
+    }
+
+    fn saved(&self, said: Vec<SavedSaid>) -> (Vec<SnapshotReport>, Vec<TemplateReport>) {
+        let (mut snapshots, mut templates) = (Vec::new(), Vec::new());
+        for said in said {
+            match said {
+                SavedSaid::Snapshot(id, state) => snapshots.push(self.snapshot_report(id, state)),
+                SavedSaid::Template(id, preparation) => templates.push(self.template_report(id, preparation)),
+            }
+        }
+        (snapshots, templates)
+    }
+
+    /// A list that carries every sandbox of the node one step further, as a node that works does.
+    fn truth(&self, node: &NodeId) -> Vec<NodeReport> {
+        let here =
+            self.bench.engine.sandboxes().filter(|s| s.phase.holds_room() && s.node.as_ref() == Some(node));
+        let next = |phase| match phase {
+            Phase::Assigned => Phase::Starting,
+            Phase::Pausing => Phase::Paused,
+            Phase::Stopping => Phase::Stopped,
+            Phase::Paused => Phase::Paused,
+            _ => Phase::Running,
+        };
+        here.map(|sandbox| {
+            status(sandbox, 10 + self.bench.now.0 + u64::from(sandbox.phase as u8), next(sandbox.phase))
+        })
+        .collect()
+    }
+
+    fn source(&self, of: Of) -> Source {
+        match of {
+            Of::Nothing | Of::Sandbox(_) => Source::Image,
+            Of::Snapshot(index) => Source::Snapshot(self.snapshot(index)),
+            Of::Template(name) => Source::Template(format!("t{name}")),
+        }
+    }
+
+    /// Calls about saved machines.
+    fn saving_call(&self, call: CallId, act: &Act) -> Option<Event> {
+        let tenant = Default::default();
+        // some are those of creates
+        let prefix = |request: u8| if request < 4 { "r" } else { "s" };
+        let id = |request: &u8| -> RequestId { format!("{}{request}", prefix(*request)).parse().unwrap() };
+        Some(match act {
+            Act::Pause { request, sandbox } => {
+                Event::Pause { call, request_id: id(request), sandbox_id: self.known(*sandbox) }
+            }
+            Act::Resume { request, sandbox } => {
+                Event::Resume { call, request_id: id(request), sandbox_id: self.known(*sandbox) }
+            }
+            Act::Fork { request, of, count } => {
+                let source = match of {
+                    Of::Snapshot(index) => ForkSource::Snapshot(self.snapshot(*index)),
+                    Of::Sandbox(index) | Of::Template(index) => ForkSource::Sandbox(self.known(*index)),
+                    Of::Nothing => ForkSource::Sandbox(self.known(0)),
+                };
+                let fork = ForkRequest {
+                    tenant,
+                    request_id: id(request),
+                    source,
+                    sandbox_ids: (0..u64::from(*count))
+                        .map(|n| SandboxId(uuid(call.0 * 1_000 + n)))
+                        .collect(),
+                    snapshot_id: SnapshotId(uuid(call.0)),
+                    name: String::new(),
+                    labels: BTreeMap::new(),
+                    ttl: None,
+                };
+                Event::Fork { call, fork: Box::new(fork) }
+            }
+            Act::Snapshot { request, sandbox } => Event::CreateSnapshot {
+                call,
+                tenant,
+                request_id: id(request),
+                snapshot_id: SnapshotId(uuid(call.0)),
+                sandbox_id: self.known(*sandbox),
+                name: String::new(),
+            },
+            Act::DropSnapshot { request, snapshot } => {
+                let snapshot_id = self.snapshot(*snapshot);
+                Event::DeleteSnapshot { call, tenant, request_id: id(request), snapshot_id }
+            }
+            Act::Template { request, name, size } => Event::CreateTemplate {
+                call,
+                template: Box::new(Template {
+                    id: TemplateId(uuid(call.0)),
+                    tenant,
+                    request_id: id(request),
+                    name: format!("t{name}"),
+                    image: defaults::IMAGE.to_owned(),
+                    kernel: None,
+                    resources: room(*size),
+                    environment: BTreeMap::new(),
+                    created_at: Timestamp(0),
+                }),
+            },
+            Act::DropTemplate { request, name } => {
+                Event::DeleteTemplate { call, tenant, request_id: id(request), name: format!("t{name}") }
+            }
+            _ => return None,
+        })
+    }
+
+    /// Remembers what there is to be spoken of.
+    fn note(&mut self, answered: Result<Answered, Rejection>) {
+        let (sandboxes, snapshot, template) = match answered {
+            Ok(Answered::Sandbox(sandbox)) => (vec![sandbox.id], None, None),
+            Ok(Answered::Forks { sandboxes, snapshot_id }) => {
+                (sandboxes.iter().map(|sandbox| sandbox.id).collect(), Some(snapshot_id), None)
+            }
+            Ok(Answered::Snapshot(snapshot)) => (Vec::new(), Some(snapshot.id), None),
+            Ok(Answered::Template(template)) => (Vec::new(), None, Some(template.id)),
+            Err(_) => return,
+        };
+        let add = sandboxes.into_iter().filter(|id| !self.sandboxes.contains(id)).collect::<Vec<_>>();
+        self.sandboxes.extend(add);
+        self.snapshots.extend(snapshot.filter(|id| !self.snapshots.contains(id)));
+        self.templates.extend(template.filter(|id| !self.templates.contains(id)));
+    }
+
     fn id(&self, index: u8) -> SandboxId {
         self.sandboxes.get(usize::from(index)).copied().unwrap_or(SandboxId(uuid(u64::MAX)))
     }
@@ -92,7 +371,7 @@ impl Anything {
             phase: said.phase,
             cause: said.with_cause.then(|| Cause::new(Reason::GuestPanic, "so it says")),
             milestones: Milestone::ALL.map(|milestone| (milestone, said.since_us)).to_vec(),
-            order: 0,
+            order: said.order,
         }
     }
 
@@ -102,19 +381,36 @@ impl Anything {
 
     fn event(&self, act: Act) -> Event {
         match act {
-            Act::Join { node, session, size, list } => {
+            Act::Join { node, session, size, list, saved } => {
                 let mut registration = registration(&format!("n{node}"), session, room(size));
                 registration.statuses = list.into_iter().map(|said| self.report(said)).collect();
+                (registration.snapshots, registration.templates) = self.saved(saved);
                 Event::NodeJoined { node: Box::new(registration) }
             }
-            Act::Heartbeat { node, session, list } => {
+            Act::Heartbeat { node, session, list, saved } => {
                 let statuses = list.into_iter().map(|said| self.report(said)).collect();
-                Event::Heartbeat {
-                    node: Self::node(node),
-                    session: SessionId(session),
-                    statuses,
-                    snapshots: Vec::new(),
-                    templates: Vec::new(),
+                let (node, session) = (Self::node(node), SessionId(session));
+                let (snapshots, templates) = self.saved(saved);
+                Event::Heartbeat { node, session, statuses, snapshots, templates }
+            }
+            Act::Truth { node, session, saved } => {
+                let (node, session) = (Self::node(node), SessionId(session));
+                let session =
+                    self.bench.engine.state.cluster.get(&node).and_then(|e| e.session).unwrap_or(session);
+                let (snapshots, templates) = self.saved(saved);
+                let statuses = self.truth(&node);
+                Event::Heartbeat { node, session, statuses, snapshots, templates }
+            }
+            Act::Saved { node, session, said } => {
+                let (node, session) = (Self::node(node), SessionId(session));
+                match said {
+                    SavedSaid::Snapshot(id, state) => {
+                        Event::SnapshotReported { node, session, status: self.snapshot_report(id, state) }
+                    }
+                    SavedSaid::Template(id, preparation) => {
+                        let status = self.template_report(id, preparation);
+                        Event::TemplateReported { node, session, status }
+                    }
                 }
             }
             Act::Report { node, session, said } => {
@@ -138,9 +434,9 @@ impl Anything {
 
     fn act(&mut self, act: Act) {
         match act {
-            Act::Create { request, size, ttl_secs } => {
-                let wanted =
-                    SandboxSpec { resources: room(size), ttl: Millis::from_secs(ttl_secs), ..spec() };
+            Act::Create { request, size, ttl_secs, of } => {
+                let (resources, ttl) = (room(size), Millis::from_secs(ttl_secs));
+                let wanted = SandboxSpec { resources, ttl, source: self.source(of), ..spec() };
                 if let Ok(sandbox) = self.bench.try_create(&format!("r{request}"), wanted)
                     && !self.sandboxes.contains(&sandbox.id)
                 {
@@ -169,30 +465,82 @@ impl Anything {
                 assert_eq!(engine.sandboxes().cloned().collect::<Vec<_>>(), stored);
             }
             other => {
-                let event = self.event(other);
-                self.bench.step(event);
+                let call = self.bench.call();
+                match self.saving_call(call, &other) {
+                    Some(event) => {
+                        self.bench.step(event);
+                        let answered = self.bench.answered(call);
+                        self.note(answered);
+                    }
+                    None => {
+                        let event = self.event(other);
+                        self.bench.step(event);
+                    }
+                }
             }
         }
     }
 }
 
-proptest! {
-    #[test]
-    fn nothing_that_is_said_breaks_it(acts in prop::collection::vec(act(), 0..120)) {
+impl Anything {
+    fn new() -> Self {
         let config = EngineConfig {
             queue_length: 4,
             ended_sandboxes: 3,
             remembered_requests: 2,
+            snapshots: 4,
+            ended_snapshots: 2,
+            templates: 3,
+            templates_per_node: 2,
             work_per_step: 4,
             lost_after: Millis::from_secs(60),
             ..EngineConfig::default()
         };
-        let mut anything = Anything { bench: Bench::with(config), sandboxes: Vec::new() };
+        let (sandboxes, snapshots, templates) = Default::default();
+        Self { bench: Bench::with(config), sandboxes, snapshots, templates }
+    }
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    prop::collection::vec(act(), 0..120)
+}
+
+proptest! {
+    #[test]
+    fn nothing_that_is_said_breaks_it(acts in acts()) {
+        let mut anything = Anything::new();
         for act in acts {
             anything.act(act);
             let stored: Vec<_> = anything.bench.stored.values().cloned().collect();
             let held: Vec<_> = anything.bench.engine.sandboxes().cloned().collect();
             prop_assert_eq!(stored, held, "what is held is what is stored");
+            let stored: Vec<_> = anything.bench.snapshots.values().cloned().collect();
+            let held: Vec<_> = anything.bench.engine.snapshots().cloned().collect();
+            prop_assert_eq!(stored, held, "of snapshots too");
         }
     }
+}
+
+/// What is never reached is not tested.
+#[test]
+fn what_is_said_reaches_every_phase_and_state() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let (mut phases, mut states, mut prepared, mut forks) = (BTreeSet::new(), BTreeSet::new(), 0, 0);
+    for _ in 0..200 {
+        let mut anything = Anything::new();
+        for act in acts().new_tree(&mut runner).expect("a list of acts").current() {
+            let is_fork = matches!(act, Act::Fork { .. });
+            let before = anything.sandboxes.len();
+            anything.act(act);
+            forks += if is_fork { anything.sandboxes.len() - before } else { 0 };
+            let engine = &anything.bench.engine;
+            phases.extend(engine.sandboxes().map(|sandbox| sandbox.phase));
+            states.extend(engine.snapshots().map(|snapshot| snapshot.state));
+            let of_fleet = engine.templates(&Default::default(), None, 9);
+            prepared += of_fleet.iter().map(|status| status.prepared).sum::<u32>();
+        }
+    }
+    assert_eq!(phases, BTreeSet::from(Phase::ALL));
+    assert_eq!(states, BTreeSet::from(SnapshotState::ALL));
+    assert!(prepared > 0 && forks > 0, "{prepared} prepared templates, {forks} forks");
 }
