@@ -295,9 +295,12 @@ async fn a_vmm_that_is_late_to_go_on_is_asked_again_and_one_that_does_not_answer
         });
         left.world.break_by(Fault::ResumeLate);
         let registry = left.recovered().await;
-        while !left.log().contains("resumed woken") {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let woken = async {
+            while !left.log().contains("resumed woken") {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(600), woken).await.expect("it goes on");
         let report = left.report(&registry, Phase::Running).await.unwrap();
         // the pause has failed, the sandbox has not
         assert_eq!(report.cause.is_some(), phase == Phase::Pausing, "{report:?}");
