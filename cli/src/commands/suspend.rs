@@ -8,6 +8,7 @@ use crate::output::view::SandboxView;
 use crate::output::{now_ms, show, table};
 use anyhow::{Context, Result};
 use futures::StreamExt;
+use pinfold_domain::SandboxId;
 use pinfold_sdk::{Client, ForkOf, ForkOptions, Sandbox};
 use std::time::Duration;
 
@@ -17,27 +18,30 @@ const LIMIT: Duration = Duration::from_secs(600);
 const PARALLEL: usize = 16;
 
 pub async fn pause(client: &Client, options: Suspend, format: Format) -> Result<i32> {
-    let one = async |text: &str| -> Result<Sandbox> {
-        let id = lookup::id(client, text).await?;
-        let sandbox = client.pause(id).await.with_context(|| format!("cannot pause {id}"))?;
-        if options.no_wait {
-            return Ok(sandbox);
-        }
-        client.wait_paused(id, LIMIT).await.with_context(|| format!("{id} was not paused"))
-    };
-    let one = &one;
-    let results = futures::stream::iter(&options.sandboxes).map(|text| one(text)).buffered(PARALLEL);
-    finish(results.collect().await, format)
+    let ordered = async |id| client.pause(id).await.with_context(|| format!("cannot pause {id}"));
+    let done = async |id| client.wait_paused(id, LIMIT).await.with_context(|| format!("{id} was not paused"));
+    each(client, options, format, ordered, done).await
 }
 
 pub async fn resume(client: &Client, options: Suspend, format: Format) -> Result<i32> {
+    let ordered = async |id| client.resume(id).await.with_context(|| format!("cannot resume {id}"));
+    let done =
+        async |id| client.wait_resumed(id, LIMIT).await.with_context(|| format!("{id} was not resumed"));
+    each(client, options, format, ordered, done).await
+}
+
+/// Gives the order to each of them, and waits until it is carried out, unless told not to.
+async fn each(
+    client: &Client,
+    options: Suspend,
+    format: Format,
+    ordered: impl AsyncFn(SandboxId) -> Result<Sandbox>,
+    done: impl AsyncFn(SandboxId) -> Result<Sandbox>,
+) -> Result<i32> {
     let one = async |text: &str| -> Result<Sandbox> {
         let id = lookup::id(client, text).await?;
-        let sandbox = client.resume(id).await.with_context(|| format!("cannot resume {id}"))?;
-        if options.no_wait {
-            return Ok(sandbox);
-        }
-        client.wait_resumed(id, LIMIT).await.with_context(|| format!("{id} was not resumed"))
+        let sandbox = ordered(id).await?;
+        if options.no_wait { Ok(sandbox) } else { done(id).await }
     };
     let one = &one;
     let results = futures::stream::iter(&options.sandboxes).map(|text| one(text)).buffered(PARALLEL);

@@ -69,10 +69,9 @@ fn admit(state: &mut State, mut wanted: Wanted) -> Result<SandboxId, Rejection> 
         Some(node) => assignment::assign(state, id, &node, decision.explanation),
         None => {
             let now = state.now;
-            let note = state.sandbox(id).map(|sandbox| origin::note(state, sandbox, None));
+            let explanation = origin::with_note(state, id, None, decision.explanation);
             if let Some(entry) = state.sandboxes.get_mut(&id) {
-                let note = note.unwrap_or_default();
-                entry.sandbox.explanation = Some(Explanation { note, ..decision.explanation });
+                entry.sandbox.explanation = Some(explanation);
             }
             state.queue.push((now, id), requirement, true);
         }

@@ -66,12 +66,12 @@ pub(crate) fn assign(state: &mut State, id: SandboxId, node: &NodeId, explanatio
     }
     let now = state.now;
     state.queue.remove(id);
-    let note = state.sandbox(id).map(|sandbox| origin::note(state, sandbox, Some(node))).unwrap_or_default();
+    let explanation = origin::with_note(state, id, Some(node), explanation);
     let Some(entry) = state.sandboxes.get_mut(&id) else { return };
     let sandbox = &mut entry.sandbox;
     sandbox.epoch = sandbox.epoch.next();
     sandbox.node = Some(node.clone());
-    sandbox.explanation = Some(Explanation { note, ..explanation });
+    sandbox.explanation = Some(explanation);
     sandbox.held = None;
     sandbox.cause = None;
     // what an earlier assignment reached is not part of this life

@@ -98,11 +98,8 @@ impl Engine {
         }
         let requirement = assignment::requirement(&self.state, id)?;
         let policy = self.state.config.placement;
-        let mut explanation = placement::scan(&self.state.cluster, policy, &requirement).explanation;
-        if let Some(sandbox) = self.state.sandbox(id) {
-            explanation.note = origin::note(&self.state, sandbox, None);
-        }
-        Some(explanation)
+        let explanation = placement::scan(&self.state.cluster, policy, &requirement).explanation;
+        Some(origin::with_note(&self.state, id, None, explanation))
     }
 
     pub fn snapshot(&self, id: SnapshotId) -> Option<&Snapshot> {

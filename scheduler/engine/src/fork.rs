@@ -96,8 +96,8 @@ fn admit(state: &mut State, fork: &ForkRequest) -> Result<(), Rejection> {
 
 fn why_it_waits(state: &State, id: SandboxId, requirement: &Requirement) -> Explanation {
     let decision = placement::scan(&state.cluster, state.config.placement, requirement);
-    let note = state.sandbox(id).map(|sandbox| origin::note(state, sandbox, None)).unwrap_or_default();
-    Explanation { verdict: Verdict::Wait, note, ..decision.explanation }
+    let explanation = Explanation { verdict: Verdict::Wait, ..decision.explanation };
+    origin::with_note(state, id, None, explanation)
 }
 
 /// What the source is, with its whole environment.

@@ -7,7 +7,8 @@ use crate::snapshots;
 use crate::state::State;
 use pinfold_domain::spec::check_environment;
 use pinfold_domain::{
-    NodeId, Origin, Reason, Sandbox, SandboxSpec, SnapshotState, Source, TemplateId, TenantId,
+    Explanation, NodeId, Origin, Reason, Sandbox, SandboxId, SandboxSpec, SnapshotState, Source, TemplateId,
+    TenantId,
 };
 
 /// Fills in what the source of `spec` gives.
@@ -53,8 +54,18 @@ pub(crate) fn template_of(sandbox: &Sandbox) -> Option<TemplateId> {
     sandbox.origin.as_ref().and_then(|origin| origin.template)
 }
 
-/// What a person should know about the place of a sandbox that was given to `node`, or waits.
-pub(crate) fn note(state: &State, sandbox: &Sandbox, node: Option<&NodeId>) -> String {
+/// `explanation` with what a person should know about the place of a sandbox that was given to `node`, or waits.
+pub(crate) fn with_note(
+    state: &State,
+    id: SandboxId,
+    node: Option<&NodeId>,
+    explanation: Explanation,
+) -> Explanation {
+    let note = state.sandbox(id).map(|sandbox| note(state, sandbox, node)).unwrap_or_default();
+    Explanation { note, ..explanation }
+}
+
+fn note(state: &State, sandbox: &Sandbox, node: Option<&NodeId>) -> String {
     match (&sandbox.spec.source, node) {
         (Source::Image, _) | (Source::Snapshot(_), Some(_)) => String::new(),
         (Source::Template(name), Some(node)) => {
