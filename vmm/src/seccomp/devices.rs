@@ -8,6 +8,8 @@ use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};
 
 /// `FIONBIO`: how the standard library makes a socket non-blocking.
 const FIONBIO: u64 = 0x5421;
+/// KVM_GET_PIT2
+pub(super) const PIT: u64 = out::<kvm_pit_state2>(0x9f);
 /// The only type of socket that is made.
 const STREAM: u64 = (libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) as u64;
 
@@ -74,7 +76,7 @@ pub(super) const RULES: &[Rule] = &[
     },
     Rule {
         call: libc::SYS_ioctl,
-        when: &[When::Is { argument: 1, value: out::<kvm_pit_state2>(0x9f) }],
+        when: &[When::Is { argument: 1, value: PIT }],
         why: "KVM_GET_PIT2, for a snapshot",
     },
     Rule { call: libc::SYS_ftruncate, when: &[], why: "the files of a snapshot" },

@@ -1,19 +1,14 @@
 //! Rules that a machine which does well never uses, and why they stay all the same. The test that finds rules without a
 //! use (`tests/system`) takes these as explained; everything else must be seen in use, or go.
 
-use super::kvm::out;
+use super::devices::PIT;
 use super::{Rule, Thread, When};
-use kvm_bindings::kvm_pit_state2;
+use crate::devices::virtio::net::tap::TUNSETOFFLOAD;
 
 const ABORT: &str = "a thread that panics or aborts says so before the process ends";
 const ALLOCATOR: &str =
     "what the allocator and the balloon do depends on how much is asked of them, and when";
 const NETWORK: &str = "a machine with a network device";
-
-/// KVM_GET_PIT2
-const PIT: u64 = out::<kvm_pit_state2>(0x9f);
-/// linux/if_tun.h
-const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 
 pub(super) fn reason(thread: Thread, rule: &Rule) -> Option<&'static str> {
     match rule.call {

@@ -1,4 +1,4 @@
-//! Steps 11 and 12: capabilities, groups and ids go, and the process looks whether they are gone.
+//! Steps 6 (groups), 11 and 12: capabilities, groups and ids go, and the process looks whether they are gone.
 
 use crate::jail::{Act, JailError};
 use nix::errno::Errno;
