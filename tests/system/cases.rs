@@ -6,6 +6,7 @@ mod files;
 mod hostile;
 mod life;
 mod limits;
+mod machine;
 mod processes;
 mod refusals;
 mod snapshots;
@@ -55,6 +56,8 @@ cases! {
     snapshots: pause_gives_memory_back_and_resume_brings_all_back within 400 s,
         paused_sandbox_outlives_its_agent_and_can_be_deleted within 400 s,
         forks_go_on_apart_from_one_instant within 400 s, create_from_a_template_is_a_restore within 400 s;
+    machine: memory_and_processors_are_of_the_kind_that_was_asked_for within 400 s,
+        restored_machine_goes_on_with_all_its_devices within 400 s, power_button_is_a_clean_shutdown;
     confinement: every_seccomp_rule_is_used within 240 s;
     bad_starts: kernel_that_is_none, initramfs_that_panics, root_image_that_is_cut;
     life: nothing_is_left_at_the_end;

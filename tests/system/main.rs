@@ -15,6 +15,7 @@
 //! is ended by its pid, a new fleet is started and the case runs again; the closing summary counts this.
 #![forbid(unsafe_code)]
 
+mod bare;
 mod cases;
 mod context;
 mod runner;

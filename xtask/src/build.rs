@@ -5,6 +5,7 @@ use crate::progress::{self, Step};
 use crate::workspace::{TARGET, Workspace};
 use anyhow::{Context, Result};
 use std::fs;
+use std::process::Command;
 
 /// cargo package and the binary that it makes
 const BINARIES: &[(&str, &str)] = &[
@@ -22,6 +23,9 @@ const BENCHMARK: &[(&str, &str)] = &[
     ("pinfold-bench", "pinfold-bench-node"),
     ("pinfold-bench", "pinfold-bench-guest"),
 ];
+
+/// What the system tests bring into a node to start and ask VMMs there: an example of the VMM's package.
+const TEST_EXAMPLE: (&str, &str) = ("pinfold-vmm", "boot");
 
 /// Builds all of them as static release binaries in one cargo call.
 ///
@@ -42,13 +46,29 @@ pub fn benchmark(workspace: &Workspace) -> Result<()> {
     )
 }
 
-fn build(workspace: &Workspace, title: &str, why: &str, binaries: &[(&str, &str)]) -> Result<()> {
-    let step = Step::begin(title, why);
+/// Builds what the system tests bring into a node.
+pub fn test_programs(workspace: &Workspace) -> Result<()> {
+    let step = Step::begin("test programs", "what starts and asks a VMM in a virtual node");
+    let (package, example) = TEST_EXAMPLE;
+    let mut cargo = static_release(workspace);
+    cargo.args(["-p", package, "--example", example]);
+    command::run(&step, &workspace.log("build-test-programs"), &mut cargo)?;
+    step.done(example);
+    Ok(())
+}
+
+fn static_release(workspace: &Workspace) -> Command {
     let mut cargo = workspace.cargo();
     cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-Ctarget-feature=+crt-static");
     // a variable of the caller would take the place of the one above
     cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     cargo.args(["build", "--release", "--target", TARGET]);
+    cargo
+}
+
+fn build(workspace: &Workspace, title: &str, why: &str, binaries: &[(&str, &str)]) -> Result<()> {
+    let step = Step::begin(title, why);
+    let mut cargo = static_release(workspace);
     for (package, _) in binaries {
         cargo.args(["-p", package]);
     }

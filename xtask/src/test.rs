@@ -9,6 +9,7 @@
 //!
 //! Every stage runs whatever the others say.
 
+use crate::build;
 use crate::check;
 use crate::fuzz;
 use crate::images;
@@ -64,6 +65,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         println!("\n\u{2022} tests: the hostile guest is left out: {KVM} cannot be opened here");
     }
     if !arguments.no_system {
+        build::test_programs(workspace)?;
         outcomes.push(stage("system, with real microVMs", workspace, &mut own_list(SYSTEM))?);
     }
     if !arguments.no_fuzz && arguments.filters.is_empty() {

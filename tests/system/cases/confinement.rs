@@ -4,9 +4,11 @@
 //! by the argument that tells them apart. Whatever a bound thread calls has matched a rule, or the thread would be
 //! gone, so a rule without a count was not used.
 
+use crate::bare::Bare;
 use crate::context::Context;
 use anyhow::{Context as _, Result, bail, ensure};
 use pinfold_sdk::{ExecOptions, WriteOptions};
+use pinfold_vmm_api::control::{Request, Response};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -96,8 +98,9 @@ async fn work(context: &Context, id: pinfold_domain::SandboxId) -> Result<()> {
     let saved = context.client.create_snapshot(id, "rules", None).await?;
     context.client.wait_snapshot(saved.id, Duration::from_secs(60)).await?;
     context.client.delete_snapshot(saved.id).await?;
-    // the status of a VMM, which the agent asks for now and then
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // the status, which the agent asks for now and then
+    let status = Bare::new(context.clone()).await?.ask_sandbox(id, &Request::Status).await?;
+    ensure!(matches!(status, Response::Status(_)), "a status was answered {status:?}");
     context.client.stop(id, None).await?;
     context.ended(id).await?;
     Ok(())
@@ -118,7 +121,9 @@ fn threads(text: &str) -> Result<BTreeMap<u64, &'static str>> {
         };
         threads.insert(id.parse()?, kind);
     }
-    ensure!(threads.values().any(|kind| *kind == "devices"), "no VMM among {text:?}");
+    for kind in ["devices", "vcpu"] {
+        ensure!(threads.values().any(|seen| *seen == kind), "no {kind} thread of a VMM among {text:?}");
+    }
     Ok(threads)
 }
 

@@ -143,6 +143,8 @@ pub async fn forks_go_on_apart_from_one_instant(context: Context) -> Result<()> 
     let source = context.sandbox().await?;
     context.shell(source, COUNTER).await?;
     context.shell(source, "echo of-the-source > /root/file; sync").await?;
+    // so that a fork whose clock nobody sets is found
+    context.shell(source, "date -s 2001-01-01").await?;
     let before = count(&context, source).await?;
     let snapshot = context.client.create_snapshot(source, "before", None).await?;
     let snapshot = context.client.wait_snapshot(snapshot.id, SAVE_LIMIT).await?;
