@@ -1,5 +1,6 @@
 //! The system calls of a userfaultfd.
 
+use crate::memory::PAGE_BYTES;
 use linux_raw_sys::general::{
     UFFD_API, UFFD_EVENT_PAGEFAULT, UFFDIO, UFFDIO_REGISTER_MODE_MISSING, uffd_msg, uffdio_api, uffdio_copy,
     uffdio_range, uffdio_register, uffdio_zeropage,
@@ -14,6 +15,8 @@ use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_val};
 const NEW: u32 = UFFDIO << 8;
 /// Faults taken from the kernel at once.
 const FAULTS: usize = 16;
+/// How often a piece of memory is tried again that the kernel would not take at once: somebody changes its mappings.
+const TRIES: usize = 1000;
 
 /// A userfaultfd, non-blocking and close on exec.
 #[derive(Debug)]
@@ -21,12 +24,13 @@ pub struct Userfault(File);
 
 /// What became of a piece of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Placed {
+enum Placed {
     /// so many bytes are in place; who waited for them goes on
     Bytes(u64),
     /// the first page was there before
     Already,
-    /// the first page is not the handler's any more
+    /// the range is not one mapping of the handler's: its first page is not the handler's any more, or a later one is
+    /// another mapping's
     NotOurs,
     /// the process that has the memory is gone
     ProcessGone,
@@ -55,7 +59,7 @@ impl Userfault {
     }
 
     /// Puts `data`, whole pages, in place at `to` as far as nothing is there.
-    pub fn copy(&self, to: u64, data: &[u8]) -> io::Result<Placed> {
+    fn copy(&self, to: u64, data: &[u8]) -> io::Result<Placed> {
         let (src, len) = (data.as_ptr() as u64, data.len() as u64);
         let mut copy = uffdio_copy { dst: to, src, len, mode: 0, copy: 0 };
         let result = self.request(UFFDIO_COPY, &mut copy);
@@ -63,15 +67,45 @@ impl Userfault {
     }
 
     /// So with `bytes` of zeroes, which take no memory until they are written.
-    pub fn zero(&self, to: u64, bytes: u64) -> io::Result<Placed> {
+    fn zero(&self, to: u64, bytes: u64) -> io::Result<Placed> {
         let range = uffdio_range { start: to, len: bytes };
         let mut zero = uffdio_zeropage { range, mode: 0, zeropage: 0 };
         let result = self.request(UFFDIO_ZEROPAGE, &mut zero);
         outcome(result, zero.zeropage)
     }
 
+    /// Puts `data`, whole pages, in place at `to` wherever nothing is there and the page is the handler's. `false`: the
+    /// process that has the memory is gone.
+    pub fn fill(&self, to: u64, data: &[u8]) -> io::Result<bool> {
+        let is_zero = data.iter().all(|byte| *byte == 0);
+        let bytes = data.len() as u64;
+        // where a mapping ends within the range the kernel takes none of it: so page by page
+        let (mut done, mut tries, mut piece) = (0, 0, bytes);
+        while done < bytes {
+            let (at, end) = (to + done, bytes.min(done + piece));
+            let placed = if is_zero {
+                self.zero(at, end - done)
+            } else {
+                self.copy(at, &data[done as usize..end as usize])
+            };
+            match placed? {
+                Placed::Bytes(0) if tries == TRIES => return Err(io::ErrorKind::TimedOut.into()),
+                Placed::Bytes(0) => tries += 1,
+                Placed::Bytes(some) => done += some,
+                Placed::NotOurs if end - done > PAGE_BYTES => piece = PAGE_BYTES,
+                Placed::Already | Placed::NotOurs => {
+                    // who faulted at the same time sleeps still
+                    self.wake(at, PAGE_BYTES)?;
+                    done += PAGE_BYTES;
+                }
+                Placed::ProcessGone => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
     /// Lets those go on that wait for a page of this range.
-    pub fn wake(&self, start: u64, bytes: u64) -> io::Result<()> {
+    fn wake(&self, start: u64, bytes: u64) -> io::Result<()> {
         self.request(UFFDIO_WAKE, &mut uffdio_range { start, len: bytes })
     }
 

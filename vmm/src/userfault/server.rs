@@ -8,7 +8,7 @@
 //! one chunk of it. What a machine says of its memory is compared with the file; its addresses mean something in its own
 //! process only, where it could do the same by itself.
 
-use super::descriptor::{Placed, Userfault};
+use super::descriptor::Userfault;
 use crate::memory::PAGE_BYTES;
 use crate::snapshot::memory::data_of;
 use crate::snapshot::working_set::{self, WorkingSetError};
@@ -29,8 +29,6 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 const CHUNK_BYTES: u64 = 256 << 10;
 /// A fault brings the pages around it along, aligned; as much as Linux does for a mapped file (`fault_around_bytes`).
 pub(super) const AROUND_BYTES: u64 = 64 << 10;
-/// How often a piece of memory is tried again that the kernel would not take at once: somebody changes its mappings.
-const TRIES: usize = 1000;
 /// What the event loop hears.
 const FAULT: u64 = 0;
 const SOCKET: u64 = 1;
@@ -40,7 +38,7 @@ pub enum ServeError {
     #[error("the machine did not greet within {seconds} s: {0}", seconds = GREETING_TIME.as_secs())]
     Greeting(#[source] io::Error),
     #[error(
-        "the machine's layout is not one of version {VERSION} with whole pages of the memory file, {bytes} bytes long"
+        "the machine's layout is not one of version {VERSION} that is the whole memory file, {bytes} bytes, range after range"
     )]
     Layout { bytes: u64 },
     #[error("the machine sent no userfaultfd with its layout")]
@@ -114,17 +112,23 @@ fn greet(socket: &UnixStream, memory: &File) -> Result<(Vec<Region>, Userfault),
     }
     let bytes = memory.metadata().map_err(ServeError::Read)?.len();
     let layout: Layout = serde_json::from_slice(&line[..filled]).map_err(|_| ServeError::Layout { bytes })?;
-    let whole = |value: u64| value.is_multiple_of(PAGE_BYTES);
-    let fits = |region: &Region| {
-        let all = [region.guest_address, region.host_address, region.bytes, region.file_offset];
-        let ends = [region.guest_address, region.host_address].map(|start| start.checked_add(region.bytes));
-        let in_file = region.file_offset.checked_add(region.bytes).is_some_and(|end| end <= bytes);
-        all.into_iter().all(whole) && ends.iter().all(Option::is_some) && in_file
-    };
-    let good = layout.version == VERSION
-        && (1..=MAX_REGIONS).contains(&layout.regions.len())
-        && layout.regions.iter().all(fits);
-    if good { Ok((layout.regions, userfault)) } else { Err(ServeError::Layout { bytes }) }
+    let is_known = layout.version == VERSION && (1..=MAX_REGIONS).contains(&layout.regions.len());
+    if is_known && end_of(&layout.regions) == Some(bytes) {
+        Ok((layout.regions, userfault))
+    } else {
+        Err(ServeError::Layout { bytes })
+    }
+}
+
+/// Where the last of `regions` ends in the memory file, if they follow each other there from its first byte on.
+fn end_of(regions: &[Region]) -> Option<u64> {
+    regions.iter().try_fold(0u64, |end, region| {
+        let all = [region.guest_address, region.host_address, region.bytes];
+        let whole = all.iter().all(|value| value.is_multiple_of(PAGE_BYTES)) && region.file_offset == end;
+        region.guest_address.checked_add(region.bytes)?;
+        region.host_address.checked_add(region.bytes)?;
+        end.checked_add(region.bytes).filter(|_| whole)
+    })
 }
 
 /// A machine that is gone hears nothing, and need not.
@@ -226,29 +230,6 @@ impl Server<'_> {
     fn put(&self, to: u64, offset: u64, bytes: u64) -> Result<bool, ServeError> {
         let mut data = vec![0; bytes as usize];
         self.memory.read_exact_at(&mut data, offset).map_err(ServeError::Read)?;
-        let is_zero = data.iter().all(|byte| *byte == 0);
-        let (mut done, mut tries) = (0, 0);
-        while done < bytes {
-            let at = to + done;
-            let placed = if is_zero {
-                self.userfault.zero(at, bytes - done)
-            } else {
-                self.userfault.copy(at, &data[done as usize..])
-            };
-            match placed.map_err(ServeError::Place)? {
-                Placed::Bytes(0) if tries == TRIES => {
-                    return Err(ServeError::Place(io::ErrorKind::TimedOut.into()));
-                }
-                Placed::Bytes(0) => tries += 1,
-                Placed::Bytes(some) => done += some,
-                Placed::Already | Placed::NotOurs => {
-                    // who faulted at the same time sleeps still
-                    self.userfault.wake(at, PAGE_BYTES).map_err(ServeError::Place)?;
-                    done += PAGE_BYTES;
-                }
-                Placed::ProcessGone => return Ok(false),
-            }
-        }
-        Ok(true)
+        self.userfault.fill(to, &data).map_err(ServeError::Place)
     }
 }

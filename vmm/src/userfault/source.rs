@@ -14,7 +14,7 @@ use crate::seccomp::Binding;
 use pinfold_vmm_api::control::ExitReason;
 use pinfold_vmm_api::page_fault::{GREETING_TIME, HandlerWord, Layout, MAX_LINE_BYTES, Region, VERSION};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -82,8 +82,13 @@ impl PageSource {
     fn greet(&mut self, layout: &Layout) -> io::Result<()> {
         let mut line = serde_json::to_vec(layout)?;
         line.push(b'\n');
+        if line.len() > MAX_LINE_BYTES {
+            let bytes = line.len();
+            return Err(io::Error::other(format!(
+                "the layout takes {bytes} bytes, its limit is {MAX_LINE_BYTES}"
+            )));
+        }
         let socket = self.words.get_ref();
-        socket.set_read_timeout(Some(GREETING_TIME))?;
         socket.set_write_timeout(Some(GREETING_TIME))?;
         let sent = socket
             .send_with_fds(&[&line[..]], &[self.userfault.as_raw_fd()])
@@ -91,21 +96,33 @@ impl PageSource {
         if sent != line.len() {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        match self.word()? {
+        match self.word(Some(Instant::now() + GREETING_TIME))? {
             Some(HandlerWord::Serving) => self.words.get_ref().set_read_timeout(None),
             Some(HandlerWord::Complete) => Err(io::Error::other("it was complete before it served")),
             None => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 
-    /// The next word of the handler; `None` when it closed the connection.
-    fn word(&mut self) -> io::Result<Option<HandlerWord>> {
+    /// The next word of the handler, which is whole before `until`; `None` when it closed the connection.
+    fn word(&mut self, until: Option<Instant>) -> io::Result<Option<HandlerWord>> {
         let mut line = Vec::new();
-        (&mut self.words).take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut line)?;
-        if line.is_empty() {
-            return Ok(None);
+        while !line.ends_with(b"\n") && line.len() < MAX_LINE_BYTES {
+            if let Some(until) = until {
+                let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+                self.words.get_ref().set_read_timeout(Some(left))?;
+            }
+            let some = self.words.fill_buf()?;
+            if some.is_empty() {
+                break;
+            }
+            let end = some.iter().position(|byte| *byte == b'\n').map_or(some.len(), |at| at + 1);
+            line.extend_from_slice(&some[..end]);
+            self.words.consume(end);
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
-        Ok(Some(serde_json::from_slice(&line)?))
+        if line.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&line)?)) }
     }
 
     /// Starts the thread that listens to the handler, bound by `binding`. `exit`: where the exit record goes.
@@ -127,7 +144,7 @@ impl PageSource {
 
     /// Until nothing is missing any more; else why it will stay so.
     fn wait_until_complete(&mut self) -> Result<(), String> {
-        match self.word() {
+        match self.word(None) {
             Ok(Some(HandlerWord::Complete)) => Ok(()),
             Ok(None) => Err("the page-fault handler left before all of guest memory was in place".into()),
             Ok(Some(HandlerWord::Serving)) => Err("the page-fault handler began twice".into()),
@@ -144,4 +161,32 @@ fn end(ending: &Ending, exit: &File, why: &str) {
         std::thread::park_timeout(left);
     }
     process::end_with_a_record(exit, ExitReason::PageFaultHandler, why.to_owned());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+
+    /// One byte now and then is within the time for each byte, and not within that for the word.
+    #[test]
+    fn a_word_that_comes_byte_by_byte_is_not_waited_for_without_end() {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let null = OwnedFd::from(File::open("/dev/null").expect("null"));
+        let mut source = PageSource { words: BufReader::new(ours), userfault: null.into() };
+        let trickle = std::thread::spawn(move || {
+            for _ in 0..100 {
+                std::thread::sleep(Duration::from_millis(20));
+                if theirs.write_all(b" ").is_err() {
+                    return true;
+                }
+            }
+            false
+        });
+        let error = source.word(Some(Instant::now() + Duration::from_millis(200))).expect_err("late");
+        assert!(matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{error}");
+        drop(source);
+        assert!(trickle.join().expect("no panic"), "the word was waited for to its end");
+    }
 }

@@ -140,6 +140,40 @@ fn a_machine_that_has_all_of_its_memory_goes_on_alone() {
     assert_eq!(ending.stated(), None);
 }
 
+/// The kernel takes no range that ends in another mapping: such a one goes page by page, or its first part would stay missing
+/// and be zero once the handler is gone.
+#[test]
+fn pages_before_and_after_the_end_of_a_mapping_come_too() {
+    let Some(device) = device() else { return };
+    let memory = crate::memory::allocate(96 * MIB).expect("memory");
+    let userfault = Userfault::new(&device).expect("a userfaultfd");
+    let start = memory.iter().next().expect("one region").as_ptr() as u64;
+    userfault.register(start, 96 * MIB).expect("registered");
+    // another mapping of the handler's begins at 4 MiB, and one that is not its any more at 8 MiB
+    let upper = (start + 4 * MIB) as *mut libc::c_void;
+    // SAFETY: guest memory of this test; the advice says what is in a core dump.
+    assert_eq!(unsafe { libc::madvise(upper, 2 * MIB as usize, libc::MADV_DODUMP) }, 0);
+    assert_eq!(Releaser::new(&memory).release(GuestAddress(8 * MIB), 2 * MIB, true), 2 * MIB);
+    let zeroes = [0; 4 * PAGE_BYTES as usize];
+    for (end, after) in [(4 * MIB, 7), (8 * MIB, 0)] {
+        let at = end - 2 * PAGE_BYTES;
+        assert!(userfault.fill(start + at, &[7; 4 * PAGE_BYTES as usize]).expect("put in place"));
+        assert!(userfault.fill(start + at + 2 * MIB, &zeroes).expect("put in place"));
+        // nobody would serve a page that is missing still
+        let there =
+            pages::mapped(&File::open("/proc/self/pagemap").expect("procfs"), start + at, 2 * PAGE_BYTES);
+        let bytes: u64 = there.expect("read").iter().map(|run| run.end - run.start).sum();
+        assert_eq!(bytes, 2 * PAGE_BYTES);
+        for (page, holds) in [7, 7, after, after].into_iter().enumerate() {
+            assert_eq!(
+                text(&memory, at + page as u64 * PAGE_BYTES),
+                [holds; 5],
+                "page {page} about {end:#x}"
+            );
+        }
+    }
+}
+
 /// In a child process, which the thread ends when its main thread cannot: this one waits for a page for ever.
 #[test]
 fn a_machine_whose_handler_is_gone_ends_with_a_record_and_not_with_zeroes() {
@@ -199,6 +233,9 @@ fn a_handler_that_does_not_take_over_is_told_at_once() {
         assert!(error.to_string().contains("did not take over"), "{error}");
     }
     let (ours, _theirs) = UnixStream::pair().expect("a pair");
+    let error = attach(&"x".repeat(5000), 96 * MIB, ours, &device).expect_err("no handler would read it");
+    assert!(error.to_string().contains("its limit is 4096"), "{error}");
+    let (ours, _theirs) = UnixStream::pair().expect("a pair");
     let null = File::open("/dev/null").expect("null");
     let error = attach("test", 96 * MIB, ours, &null).expect_err("no userfaultfd");
     assert!(error.to_string().contains("the host gives no userfaultfd"), "{error}");
@@ -217,6 +254,9 @@ fn a_handler_refuses_what_is_no_layout_of_its_file() {
         with(|layout| layout.regions.clear()),
         with(|layout| layout.regions = vec![layout.regions[0]; 9]),
         with(|layout| layout.regions[0].bytes += PAGE_BYTES),
+        // a machine with less memory than the snapshot's, and one that has some of it twice
+        with(|layout| layout.regions[0].bytes -= PAGE_BYTES),
+        with(|layout| layout.regions = vec![layout.regions[0]; 2]),
         with(|layout| layout.regions[0].file_offset = u64::MAX - 4095),
         with(|layout| layout.regions[0].host_address = u64::MAX - 4095),
         with(|layout| layout.regions[0].guest_address = u64::MAX - 4095),
