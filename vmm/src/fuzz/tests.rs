@@ -22,6 +22,29 @@ fn the_corpora_replay() {
     }
 }
 
+/// A target that leaves a mapping behind ends at the kernel's limit of them (vm.max_map_count), some ten thousand inputs
+/// later, at an input that did nothing wrong.
+#[test]
+fn no_target_leaves_mappings_behind() {
+    let mappings = || fs::read_to_string("/proc/self/maps").expect("procfs").lines().count();
+    for (name, body) in TARGETS {
+        let mut paths: Vec<PathBuf> = fs::read_dir(folder("corpus").join(name))
+            .expect("each target has a corpus")
+            .map(|entry| entry.expect("an entry").path())
+            .collect();
+        paths.sort();
+        // those with speaking names come last
+        for path in paths.iter().rev().take(3) {
+            let input = fs::read(path).expect("readable");
+            body(&input);
+            let before = mappings();
+            (0..40).for_each(|_| body(&input));
+            let more = mappings().saturating_sub(before);
+            assert!(more < 20, "{name}: {more} mappings more after 40 times {path:?}");
+        }
+    }
+}
+
 #[test]
 fn short_and_extreme_inputs_do_no_harm() {
     for (_, body) in TARGETS {
