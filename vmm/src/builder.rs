@@ -125,7 +125,7 @@ pub struct Process<'a> {
     pub exit: &'a File,
 }
 
-/// Builds the machine.
+/// Builds the machine of a config that has been validated.
 pub fn build(
     config: &MachineConfig,
     descriptors: Descriptors,
@@ -133,7 +133,6 @@ pub fn build(
 ) -> Result<Machine, BuildError> {
     let Process { own, confinement, began, exit } = process;
     let mut timing = StartTiming::default();
-    config.validate()?;
     let signals = signals::Signals::block().map_err(host("block signals"))?;
     let (kvm, vm) = open_kvm(descriptors.kvm)?;
     let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);

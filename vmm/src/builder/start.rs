@@ -84,7 +84,7 @@ impl Start {
     pub fn cpuid(&self, host: Template) -> Result<Template, BuildError> {
         match self {
             Self::Boot => Ok(host),
-            Self::Restored(saved) => Ok(host.taken_from(&saved.cpuid, &saved.manifest.cpuid_digest)?),
+            Self::Restored(saved) => Ok(host.taken_from(&saved.cpuid)?),
         }
     }
 

@@ -37,8 +37,8 @@ pub fn snapshot(data: &[u8]) {
     assert_eq!(body, rest);
     let Ok(saved) = restore::decode(&body) else { return };
     let wanted = Wanted {
-        vcpus: saved.manifest.vcpus,
-        memory_bytes: saved.manifest.memory.file_bytes,
+        vcpus: saved.vcpus.len() as u32,
+        memory_bytes: saved.manifest.memory.file_bytes(),
         cpu_template: CpuTemplate::Host,
         mmio_on_cmdline: saved.manifest.mmio_on_cmdline,
     };

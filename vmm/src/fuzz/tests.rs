@@ -1,6 +1,7 @@
 //! Every input in the corpora, through the body of its target.
 
 use super::TARGETS;
+use crate::snapshot::restore;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,15 @@ fn no_target_leaves_mappings_behind() {
             let more = mappings().saturating_sub(before);
             assert!(more < 20, "{name}: {more} mappings more after 40 times {path:?}");
         }
+    }
+}
+
+/// From these the fuzzer gets past the parser: a change of the format must change them too.
+#[test]
+fn the_corpus_of_snapshots_has_some_of_this_format() {
+    for name in ["machine-of-one-vcpu", "diff"] {
+        let input = fs::read(folder("corpus").join("snapshot").join(name)).expect("readable");
+        restore::decode(&input[1..]).expect(name);
     }
 }
 

@@ -55,7 +55,7 @@ pub fn merge(base: &Files, diff: &Files, into: &Files, key: &Key) -> Result<(), 
     };
     let (first, mut second) = (read(base, "the first")?, read(diff, "the second")?);
     let extents = agree(&first, &second)?;
-    let length = first.manifest.memory.file_bytes;
+    let length = first.manifest.memory.file_bytes();
     for (which, file) in [("the first", &base.memory), ("the second", &diff.memory)] {
         let found = file.metadata()?.len();
         if found != length {
@@ -81,10 +81,10 @@ fn agree(first: &Saved, second: &Saved) -> Result<Vec<Range<u64>>, MergeError> {
     if *parent != base.id || base.memory.ranges != diff.memory.ranges {
         return Err(MergeError::Strangers);
     }
-    let page = crate::memory::PAGE_BYTES;
+    let (page, length) = (crate::memory::PAGE_BYTES, base.memory.file_bytes());
     let whole = |(start, bytes): &(u64, u64)| {
         let end = start.saturating_add(*bytes);
-        let fits = start.is_multiple_of(page) && end.is_multiple_of(page) && end <= diff.memory.file_bytes;
+        let fits = start.is_multiple_of(page) && end.is_multiple_of(page) && end <= length;
         if fits { Ok(*start..end) } else { Err(MergeError::Extent { start: *start, end }) }
     };
     extents.iter().map(whole).collect()

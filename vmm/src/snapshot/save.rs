@@ -10,7 +10,7 @@ use crate::devices::bus::Bus;
 use crate::devices::virtio::mmio::Transport;
 use crate::generation;
 use crate::memory::GuestMemory;
-use crate::vcpu::cpuid::{CpuidError, Template};
+use crate::vcpu::cpuid::Template;
 use crate::vcpu::crew::{Crew, CrewError};
 use kvm_ioctls::VmFd;
 use pinfold_vmm_api::CpuTemplate;
@@ -75,8 +75,6 @@ pub enum SaveError {
     Vcpus(#[from] CrewError),
     #[error("{0}")]
     Vm(#[from] VmStateError),
-    #[error("{0}")]
-    Cpuid(#[from] CpuidError),
     #[error("{0}")]
     Memory(#[from] SaveMemoryError),
     #[error("{0}")]
@@ -188,15 +186,7 @@ fn describe(subject: &Subject<'_>, contents: Contents) -> Result<Saved, SaveErro
             id: generation::fresh().map_err(SaveError::Id)?,
             vmm_version: env!("CARGO_PKG_VERSION").into(),
             cpu_template: keepsake.cpu_template,
-            cpuid_digest: keepsake.cpuid.digest()?,
-            vcpus: vcpus.len() as u32,
-            memory: MemoryManifest {
-                file_bytes: ranges.iter().map(|range| range.1).sum(),
-                ranges,
-                contents,
-                digest: DigestPolicy::KeptByOwner,
-            },
-            devices: devices.iter().map(|device| device.kind).collect(),
+            memory: MemoryManifest { ranges, contents, digest: DigestPolicy::KeptByOwner },
             mmio_on_cmdline: keepsake.mmio_on_cmdline,
         },
         cpuid: keepsake.cpuid.save(),

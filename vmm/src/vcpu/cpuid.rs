@@ -35,6 +35,26 @@ const ARAT: u32 = 1 << 2;
 /// sampling, memory encryption, AMD performance monitoring.
 const EMPTY_LEAVES: [u32; 8] = [0x5, 0xa, 0x12, 0x14, 0x8000_000a, 0x8000_001b, 0x8000_001f, 0x8000_0022];
 
+/// A register that CPUID answers in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Register {
+    Eax,
+    Ebx,
+    Ecx,
+    Edx,
+}
+
+impl Register {
+    fn of(self, entry: &kvm_cpuid_entry2) -> u32 {
+        match self {
+            Self::Eax => entry.eax,
+            Self::Ebx => entry.ebx,
+            Self::Ecx => entry.ecx,
+            Self::Edx => entry.edx,
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum CpuidError {
     #[error("KVM does not tell the CPUID that it supports")]

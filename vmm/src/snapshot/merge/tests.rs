@@ -20,7 +20,6 @@ fn snapshot(id: u8, bytes: u64, contents: Contents, pages: &[(u64, u8)]) -> File
     let mut saved = sample();
     saved.manifest.id = [id; 16];
     saved.manifest.memory.ranges = crate::memory::ranges(bytes);
-    saved.manifest.memory.file_bytes = bytes;
     saved.manifest.memory.contents = contents;
     format::seal(&files.state, &key(), &save::encode(&saved).expect("encoded")).expect("sealed");
     files.memory.set_len(bytes).expect("a sparse file");

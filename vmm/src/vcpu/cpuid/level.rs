@@ -5,15 +5,9 @@
 //! protection keys aside, mitigations of speculation) stays as the host has it: [`super::Template::taken_from`] compares it
 //! before a snapshot goes on.
 
+use super::Register;
 use kvm_bindings::kvm_cpuid_entry2;
 use pinfold_vmm_api::CpuTemplate;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Register {
-    Ebx,
-    Ecx,
-    Edx,
-}
 
 /// A feature that a level asks for, by its bit in CPUID.
 #[derive(Debug, Clone, Copy)]
@@ -84,17 +78,9 @@ pub(super) fn features(template: CpuTemplate) -> Vec<Feature> {
 pub(super) fn absent(template: CpuTemplate, entries: &[kvm_cpuid_entry2]) -> Option<&'static str> {
     let has = |feature: &Feature| {
         let leaf = entries.iter().find(|entry| entry.function == feature.function && entry.index == 0);
-        leaf.is_some_and(|leaf| register(leaf, feature.register) >> feature.bit & 1 == 1)
+        leaf.is_some_and(|leaf| feature.register.of(leaf) >> feature.bit & 1 == 1)
     };
     features(template).iter().find(|feature| !has(feature)).map(|feature| feature.name)
-}
-
-fn register(entry: &kvm_cpuid_entry2, register: Register) -> u32 {
-    match register {
-        Register::Ebx => entry.ebx,
-        Register::Ecx => entry.ecx,
-        Register::Edx => entry.edx,
-    }
 }
 
 /// Takes from a leaf what is past the template.

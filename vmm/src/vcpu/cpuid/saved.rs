@@ -1,7 +1,7 @@
 //! The table of a snapshot: kept whole, so that a restored guest sees the processor that it has always seen, and taken only
 //! by a host that has all of it.
 
-use super::{CpuidError, Template};
+use super::{CpuidError, Register, Template};
 use crate::snapshot::blob::{Blob, WrongSize};
 use kvm_bindings::kvm_cpuid_entry2;
 
@@ -26,14 +26,6 @@ const FEATURES: [(u32, u32, Register); 14] = [
 /// OSXSAVE and OSPKE: the guest's own settings, mirrored.
 const MIRRORED: [(u32, Register, u32); 2] = [(0x1, Register::Ecx, 1 << 27), (0x7, Register::Ecx, 1 << 4)];
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Register {
-    Eax,
-    Ebx,
-    Ecx,
-    Edx,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SavedError {
     #[error("the saved CPUID table: {0}")]
@@ -49,17 +41,8 @@ impl Template {
         Blob::of(self.entries.as_slice())
     }
 
-    /// Equal where the tables are. Over that of the first vCPU, because KVM tells the APIC id of the processor that asks.
-    pub fn digest(&self) -> Result<[u8; 32], CpuidError> {
-        let first = self.for_vcpu(0)?;
-        Ok(*blake3::hash(zerocopy::IntoBytes::as_bytes(first.as_slice())).as_bytes())
-    }
-
     /// The saved table, if this one, of the host, offers every feature in it.
-    pub fn taken_from(&self, saved: &Blob, digest: &[u8; 32]) -> Result<Self, CpuidError> {
-        if *digest == self.digest()? {
-            return Ok(self.clone());
-        }
+    pub fn taken_from(&self, saved: &Blob) -> Result<Self, CpuidError> {
         let saved = Self { entries: saved.read_all().map_err(SavedError::from)?, vcpus: self.vcpus };
         for (leaf, index, register) in FEATURES {
             let bits = saved.features(leaf, index, register) & !self.features(leaf, index, register);
@@ -72,12 +55,7 @@ impl Template {
 
     fn features(&self, leaf: u32, index: u32, register: Register) -> u32 {
         let is_it = |entry: &&kvm_cpuid_entry2| entry.function == leaf && entry.index == index;
-        let all = self.entries.iter().find(is_it).map_or(0, |entry| match register {
-            Register::Eax => entry.eax,
-            Register::Ebx => entry.ebx,
-            Register::Ecx => entry.ecx,
-            Register::Edx => entry.edx,
-        });
+        let all = self.entries.iter().find(is_it).map_or(0, |entry| register.of(entry));
         let mirrored = MIRRORED.iter().find(|(of, which, _)| *of == leaf && *which == register);
         all & !mirrored.map_or(0, |(_, _, bit)| *bit)
     }
@@ -101,19 +79,15 @@ mod tests {
     #[test]
     fn a_host_that_has_all_takes_the_table_as_it_was() {
         let (host, saved) = (table(0b1110, 1), table(0b0110, 2));
-        let digest = saved.digest().expect("a digest");
-        let taken = host.taken_from(&saved.save(), &digest).expect("taken");
-        assert_eq!(taken.entries, saved.entries);
-        let digest = host.digest().expect("a digest");
-        assert_eq!(host.taken_from(&host.save(), &digest).expect("taken").entries, host.entries);
+        assert_eq!(host.taken_from(&saved.save()).expect("taken").entries, saved.entries);
+        assert_eq!(host.taken_from(&host.save()).expect("taken").entries, host.entries);
     }
 
     #[test]
     fn a_feature_that_is_lacking_is_named() {
         let (host, saved) = (table(0b0100, 1), table(0b0110 | 1 << 27, 1));
         let lacks = SavedError::Lacks { leaf: 1, index: 0, register: Register::Ecx, bits: 0b0010 };
-        let digest = saved.digest().expect("a digest");
-        match host.taken_from(&saved.save(), &digest) {
+        match host.taken_from(&saved.save()) {
             Err(CpuidError::Saved(error)) => assert_eq!(error, lacks),
             other => panic!("{other:?}"),
         }
