@@ -19,6 +19,7 @@ use crate::memory::{self, MemoryError};
 use crate::memory_use::{MemoryMeter, OwnFiles};
 use crate::metrics::Metrics;
 use crate::snapshot::memory::Origin;
+use crate::snapshot::released::Released;
 use crate::snapshot::restore::RestoreError;
 use crate::snapshot::save::Keepsake;
 use crate::vcpu::Vcpu;
@@ -151,7 +152,8 @@ pub fn build(
     let console = ConsoleBuffer::new(Arc::clone(&metrics)).map_err(host("make an eventfd"))?;
     let serial = attach_serial(&vm, console.clone())?;
     let files = Files { disks: descriptors.disks, nets: descriptors.nets, vsock: descriptors.vsock };
-    let devices = make_devices(config, files, &memory, &metrics)?;
+    let released = Arc::new(Released::new(&memory));
+    let devices = make_devices(config, files, &memory, &released, &metrics)?;
     let transports = attach_devices(&vm, devices, &memory, &metrics)?;
     let windows = windows(transports.len());
 
@@ -186,8 +188,8 @@ pub fn build(
     let control = ControlServer::new(descriptors.control).map_err(host("listen on the control socket"))?;
     let (begin, restored_from) = (start::begin(config), start.snapshot());
     let OwnFiles { pagemap, clear_refs, .. } = own;
-    let keepsake =
-        Keepsake { pagemap, clear_refs, restored_from, ..keepsake(config, &kvm, cpuid, has_pit, origin)? };
+    let keepsake = keepsake(config, &kvm, cpuid, has_pit, (origin, released))?;
+    let keepsake = Keepsake { pagemap, clear_refs, restored_from, ..keepsake };
     let parts = Parts { vm, memory, vcpus, bus, keepsake, transports, control, bindings, shared, begin };
     Machine::new(parts).map_err(host("make an event loop"))
 }
@@ -202,7 +204,7 @@ fn keepsake(
     kvm: &Kvm,
     cpuid: Template,
     has_pit: bool,
-    origin: Origin,
+    (origin, released): (Origin, Arc<Released>),
 ) -> Result<Keepsake, BuildError> {
     let msrs = kvm.get_msr_index_list().map_err(self::kvm("list model specific registers"))?;
     Ok(Keepsake {
@@ -212,6 +214,7 @@ fn keepsake(
         has_pit,
         msrs: state::saved_msrs(msrs.as_slice()).into(),
         origin,
+        released,
         pagemap: None,
         clear_refs: None,
         restored_from: None,

@@ -15,6 +15,7 @@ use crate::devices::virtio::vsock::device::VsockDevice;
 use crate::layout;
 use crate::memory::GuestMemory;
 use crate::metrics::Metrics;
+use crate::snapshot::released::Released;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use pinfold_vmm_api::MachineConfig;
 use pinfold_vmm_api::config::limits;
@@ -48,6 +49,7 @@ pub(super) fn make_devices(
     config: &MachineConfig,
     files: Files,
     memory: &GuestMemory,
+    released: &Arc<Released>,
     metrics: &Arc<Metrics>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
@@ -67,7 +69,7 @@ pub(super) fn make_devices(
         devices.push(Box::new(device.map_err(host("set up vsock"))?));
     }
     if config.balloon {
-        devices.push(Box::new(Balloon::new(memory, Arc::clone(metrics))));
+        devices.push(Box::new(Balloon::new(memory, Arc::clone(released), Arc::clone(metrics))));
     }
     devices.push(Box::new(Rng::new(Arc::clone(metrics))));
     Ok(devices)

@@ -9,6 +9,7 @@ use crate::devices::virtio::driver::{DATA, Driven, memory_with_hole};
 use crate::devices::virtio::{FEATURE_INDIRECT, FEATURE_VERSION_1};
 use crate::memory::{GuestMemory, PAGE_BYTES};
 use crate::metrics::Metrics;
+use crate::snapshot::released::Released;
 use arbitrary::{Arbitrary, Unstructured};
 use std::sync::Arc;
 use vm_memory::{FileOffset, GuestAddress};
@@ -56,7 +57,7 @@ pub fn balloon(data: &[u8]) {
     let steps = Vec::<Step>::arbitrary_take_rest(Unstructured::new(rest)).unwrap_or_default();
     let metrics = Arc::new(Metrics::default());
     let memory = memory(first % 3);
-    let device = Box::new(Balloon::new(&memory, Arc::clone(&metrics)));
+    let device = Box::new(Balloon::new(&memory, Arc::new(Released::new(&memory)), Arc::clone(&metrics)));
     let mut driven = ops::driven_over(memory, device, metrics);
     driven.write(KEPT, &MARK);
     let only_named = !steps.iter().any(|step| matches!(step, Step::Op(_)));
@@ -72,7 +73,7 @@ pub fn balloon(data: &[u8]) {
 
 pub(super) fn device(metrics: &Arc<Metrics>) -> (GuestMemory, Box<dyn VirtioDevice>) {
     let memory = memory_with_hole();
-    let device = Box::new(Balloon::new(&memory, Arc::clone(metrics)));
+    let device = Box::new(Balloon::new(&memory, Arc::new(Released::new(&memory)), Arc::clone(metrics)));
     (memory, device)
 }
 

@@ -126,11 +126,6 @@ pub(super) const RULES: &[Rule] = &[
         when: &[When::Is { argument: 2, value: libc::MADV_HUGEPAGE as u64 }],
         why: "fresh guest memory asks for huge pages, as the rest of it",
     },
-    Rule {
-        call: libc::SYS_madvise,
-        when: &[When::Is { argument: 2, value: libc::MADV_POPULATE_READ as u64 }],
-        why: "pages given back are seen to be zero, not those of a snapshot's file",
-    },
     Rule { call: libc::SYS_timerfd_settime, when: &[], why: "deadlines of vsock connections, rates" },
     Rule { call: libc::SYS_close, when: &[], why: "connections that ended" },
 ];

@@ -13,12 +13,14 @@
 //! touched. [`save`] and [`restore`] are the two ways through; the other modules are their parts.
 
 pub mod blob;
+pub mod changes;
 pub mod dirty;
 pub mod format;
 pub mod manifest;
 pub mod memory;
 pub mod merge;
 pub mod pages;
+pub mod released;
 pub mod restore;
 pub mod save;
 pub mod vm;

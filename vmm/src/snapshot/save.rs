@@ -1,10 +1,11 @@
 //! Saving a paused machine: its state into one file, its memory into another.
 
+use super::changes::{self, Known};
 use super::dirty::{self, DirtyError, Tracker};
 use super::format::{self, FormatError, Key};
 use super::manifest::{Contents, DigestPolicy, Manifest, MemoryManifest, Saved};
 use super::memory::{self, Origin, SaveMemoryError};
-use super::pages::{self, Runs};
+use super::released::Released;
 use super::vm::{self, VmStateError};
 use crate::devices::bus::Bus;
 use crate::devices::virtio::mmio::Transport;
@@ -17,7 +18,7 @@ use pinfold_vmm_api::CpuTemplate;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 /// Extents of a diff at most: half of what a state file may hold.
 const EXTENTS_MAX: usize = 64 * 1024;
@@ -32,6 +33,8 @@ pub struct Keepsake {
     /// model specific registers that are saved, in the order in which they are restored
     pub msrs: Arc<[u32]>,
     pub origin: Origin,
+    /// what went back to the host
+    pub released: Arc<Released>,
     /// the process's own
     pub pagemap: Option<File>,
     pub clear_refs: Option<File>,
@@ -117,6 +120,7 @@ pub fn full(
     if track {
         keepsake.tracker().begin()?;
     }
+    keepsake.released.clear();
     let history = History { last: Some(saved.manifest.id), tracked: track };
     Ok((Written { state_bytes, memory_data_bytes }, history))
 }
@@ -130,13 +134,7 @@ pub fn diff(
     history: History,
 ) -> Result<(Written, History), SaveError> {
     let (keepsake, parent) = (subject.keepsake, history.last.ok_or(SaveError::NoParent)?);
-    let mut all = Runs::new();
-    let mut offset = 0;
-    for region in subject.memory.iter() {
-        let runs = keepsake.changed(region, history.tracked)?;
-        all.extend(runs.into_iter().map(|run| run.start + offset..run.end + offset));
-        offset += region.len();
-    }
+    let all = changes::since_last(subject.memory, keepsake.known(), history.tracked)?;
     let extents = dirty::coalesce(all, EXTENTS_MAX);
     let list = extents.iter().map(|run| (run.start, run.end - run.start)).collect();
     let saved = describe(subject, Contents::Diff { parent, extents: list })?;
@@ -148,6 +146,7 @@ pub fn diff(
         (Err(_), Origin::File(_)) => false,
         (Err(error), _) => return Err(error.into()),
     };
+    keepsake.released.clear();
     let history = History { last: Some(saved.manifest.id), tracked };
     Ok((Written { state_bytes, memory_data_bytes }, history))
 }
@@ -162,15 +161,8 @@ impl Keepsake {
         Tracker { pagemap: self.pagemap.as_ref(), clear_refs: self.clear_refs.as_ref() }
     }
 
-    /// Pages that may have changed since the last snapshot.
-    fn changed(&self, region: &GuestRegionMmap<()>, tracked: bool) -> Result<Runs, SaveError> {
-        let (address, bytes) = (region.as_ptr() as u64, region.len());
-        if tracked {
-            return Ok(self.tracker().changed(address, bytes)?);
-        }
-        let Origin::File(_) = &self.origin else { return Err(SaveError::Untracked) };
-        let pagemap = self.pagemap.as_ref().ok_or(DirtyError::Blind)?;
-        Ok(pages::own(pagemap, address, bytes).map_err(DirtyError::from)?)
+    fn known(&self) -> Known<'_> {
+        Known { origin: &self.origin, tracker: self.tracker(), released: &self.released }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::ending::Ending;
 use crate::layout;
 use crate::memory::{GuestMemory, PAGE_BYTES};
 use crate::seccomp;
+use crate::snapshot::released::Released;
 use crate::snapshot::{pages, working_set};
 use pinfold_vmm_api::control::ExitReason;
 use pinfold_vmm_api::page_fault::{Layout, Region, VERSION};
@@ -116,7 +117,11 @@ fn memory_that_was_released_is_the_handlers_no_more() {
     let Some(device) = device() else { return };
     let (memory, source, handler) = served(96 * MIB, Ahead::default(), &device);
     assert_eq!(text(&memory, 5 * MIB), [7; 5]);
-    let released = Releaser::new(&memory).release(GuestAddress(4 * MIB), 2 * MIB, true);
+    let released = Releaser::new(&memory, Arc::new(Released::new(&memory))).release(
+        GuestAddress(4 * MIB),
+        2 * MIB,
+        true,
+    );
     assert_eq!(released, 2 * MIB);
     assert_eq!(text(&memory, 5 * MIB), [0; 5]);
     assert_eq!(text(&memory, 5 * MIB + PAGE_BYTES), [0; 5]);
@@ -153,7 +158,14 @@ fn pages_before_and_after_the_end_of_a_mapping_come_too() {
     let upper = (start + 4 * MIB) as *mut libc::c_void;
     // SAFETY: guest memory of this test; the advice says what is in a core dump.
     assert_eq!(unsafe { libc::madvise(upper, 2 * MIB as usize, libc::MADV_DODUMP) }, 0);
-    assert_eq!(Releaser::new(&memory).release(GuestAddress(8 * MIB), 2 * MIB, true), 2 * MIB);
+    assert_eq!(
+        Releaser::new(&memory, Arc::new(Released::new(&memory))).release(
+            GuestAddress(8 * MIB),
+            2 * MIB,
+            true
+        ),
+        2 * MIB
+    );
     let zeroes = [0; 4 * PAGE_BYTES as usize];
     for (end, after) in [(4 * MIB, 7), (8 * MIB, 0)] {
         let at = end - 2 * PAGE_BYTES;

@@ -8,6 +8,7 @@ use crate::devices::virtio::queue::BrokenQueue;
 use crate::devices::virtio::{DeviceIo, Progress, TYPE_BALLOON, VirtioDevice};
 use crate::memory::GuestMemory;
 use crate::metrics::Metrics;
+use crate::snapshot::released::Released;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -55,10 +56,10 @@ pub struct Balloon {
 }
 
 impl Balloon {
-    /// Begins empty.
-    pub fn new(memory: &GuestMemory, metrics: Arc<Metrics>) -> Self {
+    /// Begins empty. `record`: where pages that go back are listed, for snapshots.
+    pub fn new(memory: &GuestMemory, record: Arc<Released>, metrics: Arc<Metrics>) -> Self {
         Self {
-            releaser: Releaser::new(memory),
+            releaser: Releaser::new(memory, record),
             config: [0; CONFIG_BYTES],
             features: 0,
             statistics: None,

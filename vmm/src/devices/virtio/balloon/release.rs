@@ -16,11 +16,15 @@
 //!
 //! The fourth row is there because a private block may be that of a file, a kernel's or a snapshot's, or may be filled by a
 //! page-fault handler: dropped, it would have its *old* contents again. Mapped over, it gets the same advices as its
-//! neighbours, so that mappings join again, and there are no more of them than blocks. In the memory of a restored machine
-//! the host's page of zeroes is put there too: who saves the machine again takes what is absent to be as in the file.
+//! neighbours, so that mappings join again, and there are no more of them than blocks.
+//!
+//! Nobody writes a page that is released, and still it changes. So each is listed for the next snapshot, before it goes
+//! ([`Released`]).
 
 use crate::memory::{GuestMemory, PAGE_BYTES};
+use crate::snapshot::released::Released;
 use std::io;
+use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 
 /// A huge page: guests report free memory in units of this.
@@ -39,6 +43,7 @@ pub struct Releaser {
     /// for each region a bit for each block, set when anonymous memory was mapped over it
     anonymous: Vec<Vec<u64>>,
     mapped_over: usize,
+    record: Arc<Released>,
 }
 
 /// What a region is made of.
@@ -61,10 +66,11 @@ fn backing(region: &GuestRegionMmap<()>) -> Backing {
 }
 
 impl Releaser {
-    pub fn new(memory: &GuestMemory) -> Self {
+    /// `record`: of the same memory.
+    pub fn new(memory: &GuestMemory, record: Arc<Released>) -> Self {
         let words = |region: &GuestRegionMmap<()>| region.len().div_ceil(BLOCK_BYTES * 64) as usize;
         let anonymous = memory.iter().map(|region| vec![0; words(region)]).collect();
-        Self { memory: memory.clone(), anonymous, mapped_over: 0 }
+        Self { memory: memory.clone(), anonymous, mapped_over: 0, record }
     }
 
     /// Whether any of the memory can go back.
@@ -97,7 +103,10 @@ impl Releaser {
     fn release_in(&mut self, index: usize, from: u64, to: u64, zero: bool) -> u64 {
         let Some(region) = self.memory.iter().nth(index) else { return 0 };
         match backing(region) {
-            Backing::Shared => advise(region, from, to, libc::MADV_REMOVE),
+            Backing::Shared => {
+                self.record.add(index, from..to);
+                advise(region, from, to, libc::MADV_REMOVE)
+            }
             Backing::HugePages => 0,
             Backing::Private => self.release_private(index, from, to, zero),
         }
@@ -115,18 +124,17 @@ impl Releaser {
             // runs of blocks that are treated alike are one system call
             let run_end = if whole { self.run_end(index, block, known, to) } else { end };
             let Some(region) = self.memory.iter().nth(index) else { break };
-            let of_file = region.flags() & libc::MAP_ANONYMOUS == 0;
-            let gone = if known || !whole && !zero {
+            let drops = known || !whole && !zero;
+            if drops || whole {
+                self.record.add(index, at..run_end);
+            }
+            let gone = if drops {
                 advise(region, at, run_end, libc::MADV_DONTNEED)
             } else if whole && self.mapped_over < MAPPED_OVER_MAX && map_over(region, at, run_end).is_ok() {
                 run_end - at
             } else {
                 0
             };
-            if gone > 0 && of_file && (known || whole) {
-                // a kernel before 5.14 does not know it; a page that is then saved has its old contents
-                advise(region, at, run_end, libc::MADV_POPULATE_READ);
-            }
             if gone > 0 && whole && !known {
                 self.set_anonymous(index, block, run_end / BLOCK_BYTES);
             }
@@ -221,7 +229,7 @@ mod tests {
     fn whole_blocks_read_zero_afterwards_whatever_they_were_made_of() {
         for (name, memory) in memories() {
             fill(&memory);
-            let mut releaser = Releaser::new(&memory);
+            let mut releaser = Releaser::new(&memory, Arc::new(Released::new(&memory)));
             for round in 0..3 {
                 let released = releaser.release(GuestAddress(BLOCK_BYTES), 3 * BLOCK_BYTES, true);
                 assert_eq!(released, 3 * BLOCK_BYTES, "{name}, round {round}");
@@ -239,7 +247,7 @@ mod tests {
     fn part_of_a_block_is_zero_or_stays_where_zero_is_asked_for() {
         for (name, memory) in memories() {
             fill(&memory);
-            let mut releaser = Releaser::new(&memory);
+            let mut releaser = Releaser::new(&memory, Arc::new(Released::new(&memory)));
             releaser.release(GuestAddress(BLOCK_BYTES + PAGE_BYTES), 2 * PAGE_BYTES, true);
             let value = word(&memory, BLOCK_BYTES + PAGE_BYTES);
             assert!(value == 0 || value == 0x5a5a, "{name}: {value:#x} are old contents");
@@ -256,7 +264,7 @@ mod tests {
     fn a_part_of_a_block_that_was_released_whole_is_zero() {
         for (name, memory) in memories() {
             fill(&memory);
-            let mut releaser = Releaser::new(&memory);
+            let mut releaser = Releaser::new(&memory, Arc::new(Released::new(&memory)));
             releaser.release(GuestAddress(0), 2 * BLOCK_BYTES, true);
             fill(&memory);
             assert_eq!(releaser.release(GuestAddress(PAGE_BYTES), PAGE_BYTES, true), PAGE_BYTES, "{name}");
@@ -268,7 +276,7 @@ mod tests {
     fn what_is_no_memory_or_no_whole_page_stays() {
         for (name, memory) in memories() {
             fill(&memory);
-            let mut releaser = Releaser::new(&memory);
+            let mut releaser = Releaser::new(&memory, Arc::new(Released::new(&memory)));
             for (start, bytes) in [(BYTES, 4096), (u64::MAX - 4095, 4096), (1, 4095), (u64::MAX, u64::MAX)] {
                 assert_eq!(
                     releaser.release(GuestAddress(start), bytes, false),
@@ -288,7 +296,7 @@ mod tests {
         let memory = crate::memory::allocate(BYTES).expect("memory");
         fill(&memory);
         let mappings = || std::fs::read_to_string("/proc/self/maps").expect("procfs").lines().count();
-        let mut releaser = Releaser::new(&memory);
+        let mut releaser = Releaser::new(&memory, Arc::new(Released::new(&memory)));
         releaser.release(GuestAddress(0), BYTES, true);
         let before = mappings();
         for block in (1..BYTES / BLOCK_BYTES).step_by(2) {

@@ -10,6 +10,7 @@ use crate::devices::virtio::mmio::NEEDS_RESET;
 use crate::devices::virtio::{FEATURE_INDIRECT, FEATURE_VERSION_1, VirtioDevice};
 use crate::memory::GuestMemory;
 use crate::metrics::Metrics;
+use crate::snapshot::released::Released;
 use proptest::prelude::*;
 use std::sync::Arc;
 use virtio_bindings::virtio_mmio as register;
@@ -26,7 +27,7 @@ const PAGES: u64 = 32 << 20;
 fn balloon(features: u64) -> Driven {
     let metrics = Arc::new(Metrics::default());
     let memory = crate::memory::allocate(BYTES).expect("memory");
-    let device = Balloon::new(&memory, Arc::clone(&metrics));
+    let device = Balloon::new(&memory, Arc::new(Released::new(&memory)), Arc::clone(&metrics));
     let driven = Driven::over_with(memory, Box::new(device), metrics, BASE | features);
     driven.transport.queue_event(INFLATE);
     driven
@@ -106,7 +107,7 @@ fn as_huge_pages() -> GuestMemory {
 fn huge_pages_stay_and_no_reports_of_them_are_asked_for() {
     let memory = as_huge_pages();
     let metrics = Arc::new(Metrics::default());
-    let device = Balloon::new(&memory, Arc::clone(&metrics));
+    let device = Balloon::new(&memory, Arc::new(Released::new(&memory)), Arc::clone(&metrics));
     assert_eq!(device.features() & (F_REPORTING | F_PAGE_POISON), 0);
     let mut driven = Driven::over_with(memory, Box::new(device), metrics, BASE);
     driven.write(PAGES, &vec![7; BLOCK_BYTES as usize]);
@@ -255,7 +256,7 @@ fn a_reset_keeps_the_target_and_forgets_the_driver() {
 #[test]
 fn a_balloon_goes_on_where_it_was_saved() {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), BYTES as usize)]).expect("memory");
-    let new = || Balloon::new(&memory, Arc::default());
+    let new = || Balloon::new(&memory, Arc::new(Released::new(&memory)), Arc::default());
     let mut one = new();
     one.command(Command::SetBalloon { target_bytes: 8 << 20 });
     assert!(one.write_config(4, &77u32.to_le_bytes()));
