@@ -1,4 +1,5 @@
-//! One microVM in one process: one thread for all devices, one for each vCPU, no async runtime.
+//! One microVM in one process: one thread for all devices, one for each vCPU, no async runtime. A worker for each disk where
+//! the host has no io_uring, and one that listens to a page-fault handler where memory comes from such a process.
 //!
 //! [`builder::build`] turns a config into a [`machine::Machine`], a straight list of steps; [`machine::Machine::run`]
 //! runs it to its end. Devices are state machines over guest memory. Nothing that a guest does may bring the process

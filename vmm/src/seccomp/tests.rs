@@ -1,6 +1,7 @@
 //! The filters in force, in child processes.
 
 use super::*;
+use linux_raw_sys::ioctl::UFFDIO_COPY;
 
 /// Binds a child as `thread` and runs `act` there. The signal that ended it, if one did.
 fn in_child(thread: Thread, act: fn()) -> Option<i32> {
@@ -82,7 +83,7 @@ fn everything_else_ends_the_process() {
         ("another advice", || call(libc::SYS_madvise, [0, 0, libc::MADV_HWPOISON as usize])),
         ("another ioctl of KVM", || call(libc::SYS_ioctl, [BAD, 0xae41])),
     ];
-    for thread in BOTH {
+    for thread in Thread::ALL {
         for (what, act) in forbidden {
             assert_eq!(in_child(thread, act), Some(libc::SIGSYS), "{what} on a {thread:?} thread");
         }
@@ -105,6 +106,28 @@ fn a_worker_thread_reads_and_writes_a_disk_and_nothing_else() {
     ] as [fn(); 6]
     {
         assert_eq!(in_child(Thread::Worker, act), Some(libc::SIGSYS));
+    }
+}
+
+/// Nor does it take a descriptor that the handler sends, or touch the userfaultfd but to close it.
+#[test]
+fn a_page_listening_thread_hears_words_and_nothing_else() {
+    let passing = [|| call(libc::SYS_recvfrom, [BAD, 0, 0, 0, 0, 0]), || call(libc::SYS_close, [BAD])];
+    for act in passing as [fn(); 2] {
+        assert_eq!(in_child(Thread::Pages, act), None);
+    }
+    for act in [
+        || call(libc::SYS_recvfrom, [BAD, 0, 0, 0, 1 << 32, 0]),
+        || call(libc::SYS_recvmsg, [BAD, 0, 0]),
+        || call(libc::SYS_sendto, [BAD, 0, 0, 0, 0, 0]),
+        || call(libc::SYS_setsockopt, [BAD, 0, 0, 0, 0]),
+        || call(libc::SYS_ioctl, [BAD, UFFDIO_COPY as usize, 0]),
+        || call(libc::SYS_userfaultfd, [0]),
+        || call(libc::SYS_read, [BAD, 0, 0]),
+        || call(libc::SYS_epoll_ctl, [BAD, 0, 0]),
+    ] as [fn(); 8]
+    {
+        assert_eq!(in_child(Thread::Pages, act), Some(libc::SIGSYS));
     }
 }
 
