@@ -3,7 +3,7 @@
 use super::{Rule, When};
 
 /// Memory of this process alone, of no file.
-const OWN_MEMORY: When = When::Of {
+pub(super) const OWN_MEMORY: When = When::Of {
     argument: 3,
     bits: (libc::MAP_SHARED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64,
     value: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64,

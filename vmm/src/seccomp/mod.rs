@@ -42,6 +42,7 @@ struct Rule {
 }
 
 /// A condition on one argument. All but [`When::Null`] look at the low 32 bits, which is what the kernel takes there.
+#[derive(PartialEq, Eq)]
 enum When {
     /// this value
     Is { argument: u8, value: u64 },
