@@ -71,7 +71,10 @@ pub fn open(
         }
     };
     if let Some(file) = &files.working_set {
-        working_set::fetch(&memory, file)?;
+        // it is advice: the guest goes on without, and slower
+        if let Some(left) = working_set::fetch(&memory, file)? {
+            eprintln!("pinfold-vmm: {id}: {left}");
+        }
     }
     Ok(Opened { saved, memory, origin, pages })
 }

@@ -131,9 +131,25 @@ fn read(file: &File) -> Result<Vec<Run>, WorkingSetError> {
     decode(&all)
 }
 
-/// Puts the pages of `file` in place. A host without MADV_POPULATE (Linux 5.14) does without.
-pub fn fetch(memory: &GuestMemory, file: &File) -> Result<(), WorkingSetError> {
-    for (index, run) in read(file)?.into_iter().enumerate() {
+/// Runs that could not be put in place, and what came of the first.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{failed} of {all} runs of the working set are not in place, the first at {start:#x}: {source}; the guest waits for their pages"
+)]
+pub struct Left {
+    pub failed: usize,
+    pub all: usize,
+    pub start: u64,
+    pub source: io::Error,
+}
+
+/// Puts the pages of `file` in place; what is left of them comes when the guest touches it. All of them are left by a host
+/// without MADV_POPULATE (Linux 5.14).
+pub fn fetch(memory: &GuestMemory, file: &File) -> Result<Option<Left>, WorkingSetError> {
+    let runs = read(file)?;
+    let all = runs.len();
+    let mut left: Option<Left> = None;
+    for (index, run) in runs.into_iter().enumerate() {
         let (start, bytes) = (run.range.start, run.range.end - run.range.start);
         let slice = memory
             .get_slice(GuestAddress(start), bytes as usize)
@@ -142,10 +158,11 @@ pub fn fetch(memory: &GuestMemory, file: &File) -> Result<(), WorkingSetError> {
         // SAFETY: the range is guest memory, page by page; populating changes nothing that can be seen in it.
         let result = unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), bytes as usize, advice) };
         if result != 0 {
-            break;
+            let source = io::Error::last_os_error();
+            left.get_or_insert(Left { failed: 0, all, start, source }).failed += 1;
         }
     }
-    Ok(())
+    Ok(left)
 }
 
 #[cfg(test)]
@@ -182,7 +199,7 @@ mod tests {
         assert!(bytes >= 2 * PAGE_BYTES, "{bytes}");
         let next = crate::memory::map_private(96 * MIB, &base).expect("mapped");
         assert_eq!(resident(&next), 0);
-        fetch(&next, &file).expect("fetched");
+        assert!(fetch(&next, &file).expect("fetched").is_none());
         assert_eq!(resident(&next), bytes);
         let region = next.iter().next().expect("one region");
         let own = pages::own(&pagemap(), region.as_ptr() as u64, region.len()).expect("read");
@@ -192,6 +209,31 @@ mod tests {
         assert_eq!(read, 7, "from the file, not from the other machine");
     }
 
+    /// The memory file is shorter than it was: its last pages cannot be read.
+    #[test]
+    fn what_cannot_be_put_in_place_is_told_and_keeps_nothing_else_back() {
+        let run = |at: u64, written| Run { range: at..at + 2 * PAGE_BYTES, written };
+        let runs = [run(MIB, false), run(50 * MIB, false), run(60 * MIB, true), run(40 * MIB, true)];
+        let mut ascending = runs.to_vec();
+        ascending.swap(1, 3);
+        for order in [&runs[..], &ascending] {
+            let base = base();
+            let memory = crate::memory::map_private(96 * MIB, &base).expect("mapped");
+            base.set_len(48 * MIB).expect("cut");
+            let file = tempfile::tempfile().expect("a temporary file");
+            file.write_all_at(&encode(order), 0).expect("written");
+            let left = fetch(&memory, &file).expect("fetched").expect("some are left");
+            assert_eq!((left.failed, left.all), (2, 4), "{left}");
+            assert!([50 * MIB, 60 * MIB].contains(&left.start), "{left}");
+            assert!(left.to_string().starts_with("2 of 4 runs"), "{left}");
+            let region = memory.iter().next().expect("one region");
+            let runs = pages::mapped(&pagemap(), region.as_ptr() as u64, region.len()).expect("read");
+            for at in [MIB, 40 * MIB] {
+                assert!(runs.iter().any(|run| run.contains(&at)), "{at:#x} is in place: {runs:x?}");
+            }
+        }
+    }
+
     #[test]
     fn only_whole_files_with_runs_in_guest_memory_are_taken() {
         let memory = crate::memory::allocate(96 * MIB).expect("memory");
@@ -199,7 +241,7 @@ mod tests {
         let attempt = |bytes: &[u8]| {
             let file = tempfile::tempfile().expect("a temporary file");
             file.write_all_at(bytes, 0).expect("written");
-            fetch(&memory, &file)
+            fetch(&memory, &file).map(drop)
         };
         let good = encode(&[run(0, PAGE_BYTES), run(MIB, 2 * MIB)]);
         attempt(&good).expect("fetched");
