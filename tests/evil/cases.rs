@@ -1,4 +1,4 @@
-//! The list G1 to G34 of a hostile guest, as far as a guest without a kernel can do it: what each case needs, what the
+//! The list G1 to G37 of a hostile guest, as far as a guest without a kernel can do it: what each case needs, what the
 //! host must have been told of it, and how it ends. docs/hostile-guest.md has the same list for readers.
 
 use pinfold_vmm_api::control::{EventKind, ExitReason};
@@ -35,9 +35,10 @@ const fn ends(name: &'static str, what: &'static str, reason: ExitReason) -> Cas
 use EventKind::{DeviceNeedsReset as Broken, GuestFault as Fault, GuestPanic as Panic, Limited};
 
 /// A broken queue of each kind of device.
-const ALL_BROKEN: &[Told] = &[(Broken, "disk0"), (Broken, "disk1"), (Broken, "vsock"), (Broken, "rng")];
+const ALL_BROKEN: &[Told] =
+    &[(Broken, "disk0"), (Broken, "disk1"), (Broken, "net0"), (Broken, "vsock"), (Broken, "rng")];
 const ALL_FAULTY: &[Told] =
-    &[(Fault, "disk0"), (Fault, "disk1"), (Fault, "vsock"), (Fault, "rng"), (Fault, "bus")];
+    &[(Fault, "disk0"), (Fault, "disk1"), (Fault, "net0"), (Fault, "vsock"), (Fault, "rng"), (Fault, "bus")];
 
 pub const ALL: &[Case] = &[
     case("G1", "descriptor chains that loop", ALL_BROKEN),
@@ -83,4 +84,7 @@ pub const ALL: &[Case] = &[
     case("G31", "all processors busy", &[]),
     case("G32", "clocks set to nonsense", &[]),
     case("G34", "locks across cache lines", &[]),
+    case("G35", "frames with wrong headers, lengths and source addresses", &[(Fault, "net0")]),
+    case("G36", "frames and receive buffers in wrong chains", &[(Fault, "net0"), (Broken, "net0")]),
+    case("G37", "frames that change, answers that nobody reads", &[(Fault, "net0")]),
 ];

@@ -5,7 +5,7 @@ use command_fds::CommandFdExt;
 use pinfold_cli::dev::artifacts;
 use pinfold_vmm_api::console::{Chunk, Reader};
 use pinfold_vmm_api::control::{Event, ExitRecord, Request, Response, Status};
-use pinfold_vmm_api::{Disk, MachineConfig, RateLimit, Vsock};
+use pinfold_vmm_api::{Disk, MachineConfig, Net, RateLimit, Vsock};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IoSlice, Seek, SeekFrom, Write};
@@ -22,6 +22,9 @@ use tempfile::TempDir;
 const GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/evil-guest"));
 pub const DISK_BYTES: u64 = 8 << 20;
 const GUEST_CID: u32 = 3;
+/// The guest's, and the host's end of its tap: an address for documentation (RFC 5737) that brings no route.
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const HOST_ADDRESS: &str = "192.0.2.1/32";
 /// Every answer of the control socket, whatever the guest does meanwhile.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -32,6 +35,8 @@ pub struct Shape<'a> {
     /// read-only or not, in order
     pub disks: &'a [bool],
     pub balloon: bool,
+    /// a network device over a tap of this name
+    pub tap: Option<&'a str>,
 }
 
 pub struct Machine {
@@ -192,6 +197,12 @@ fn config(shape: &Shape<'_>, directory: &Path, passed: &mut Vec<OwnedFd>) -> Res
             rate,
         });
     }
+    let mut nets = Vec::new();
+    if let Some(name) = shape.tap {
+        let tap = pinfold_bench::tap::make(name, HOST_ADDRESS)?;
+        let rate = RateLimit::default();
+        nets.push(Net { tap: pass(tap, passed), mac: MAC, receive_rate: rate, transmit_rate: rate });
+    }
     let prefix = Machine::vsock_prefix(directory);
     let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").context("opening /dev/kvm")?;
     Ok(MachineConfig {
@@ -206,7 +217,7 @@ fn config(shape: &Shape<'_>, directory: &Path, passed: &mut Vec<OwnedFd>) -> Res
         cmdline: shape.case.to_owned(),
         mmio_on_cmdline: false,
         disks,
-        nets: Vec::new(),
+        nets,
         vsock: Some(Vsock {
             cid: GUEST_CID,
             listener: pass(UnixListener::bind(&prefix)?, passed),

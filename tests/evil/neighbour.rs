@@ -22,7 +22,8 @@ impl Neighbour {
     pub fn start() -> Result<Self> {
         let directory = Machine::directory()?;
         let listener = listener(&Machine::vsock_prefix(directory.path()), PORT_ECHO)?;
-        let shape = Shape { case: "neighbour", vcpus: 1, memory_mib: 96, disks: &[false], balloon: false };
+        let shape =
+            Shape { case: "neighbour", vcpus: 1, memory_mib: 96, disks: &[false], balloon: false, tap: None };
         let machine = Machine::start(&shape, directory)?;
         let stream = accept(listener)?;
         let answers = Arc::new(Mutex::new(Vec::new()));

@@ -25,6 +25,8 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 const EVENT_LIMIT: Duration = Duration::from_secs(3);
 /// What a guest that reads nothing may make a VMM take from the host, beside what its sockets hold.
 const FLOOD_BYTES_MAX: u64 = 2 << 20;
+/// The right frame, as in the guest's `net.rs`.
+const PROBE_BYTES: u64 = 42;
 
 /// True when all passed.
 pub fn all(filters: &[&str]) -> Result<bool> {
@@ -90,7 +92,16 @@ fn one(case: &Case, neighbour: &Neighbour, seen: &mut Seen) -> Result<String> {
     let directory = Machine::directory()?;
     let host = Host::listen(&Machine::vsock_prefix(directory.path()))?;
     let disks = [false, true];
-    let shape = Shape { case: case.name, vcpus: VCPUS, memory_mib: MEMORY_MIB, disks: &disks, balloon: true };
+    // gone with its machine, so one name does for all cases of this process
+    let tap = format!("pfevil{}", std::process::id());
+    let shape = Shape {
+        case: case.name,
+        vcpus: VCPUS,
+        memory_mib: MEMORY_MIB,
+        disks: &disks,
+        balloon: true,
+        tap: Some(&tap),
+    };
     let began = Instant::now();
     let mut machine = Machine::start(&shape, directory)?;
     let outcome = follow(case, &mut machine, seen).and_then(|()| match case.end {
@@ -105,6 +116,7 @@ fn one(case: &Case, neighbour: &Neighbour, seen: &mut Seen) -> Result<String> {
     seen.judge(VCPUS, &log)?;
     let told = told(case, &machine)?;
     files_are_bounded(case, &machine, &host)?;
+    frames_are_right(case, &machine)?;
     Ok(told)
 }
 
@@ -229,6 +241,21 @@ fn told(case: &Case, machine: &Machine) -> Result<String> {
     let words =
         counted.iter().map(|event| format!("{} {} {}", event.device, event.kind.as_str(), event.count));
     Ok(words.collect::<Vec<_>>().join(", "))
+}
+
+/// What went out of the network device, and what did not.
+fn frames_are_right(case: &Case, machine: &Machine) -> Result<()> {
+    let counters = machine.record()?.counters;
+    let (sent, spoofed) = (counters.net_transmitted_bytes, counters.net_spoofed_frames);
+    match case.name {
+        // the one right frame that each ends with
+        "G35" | "G36" => ensure!(sent == PROBE_BYTES, "{sent} bytes of frames went out, not {PROBE_BYTES}"),
+        "G37" => ensure!(counters.net_dropped_frames > 0, "no frame was too long for its buffers"),
+        _ => return Ok(()),
+    }
+    ensure!(spoofed > 0 || case.name == "G36", "no frame with another's address was counted");
+    ensure!(counters.net_received_bytes > 0, "no frame was received");
+    Ok(())
 }
 
 /// What the guest could have made grow on the host's disk or in its sockets has not grown.

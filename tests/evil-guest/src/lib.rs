@@ -15,6 +15,7 @@ pub mod cpu;
 #[cfg(freestanding)]
 mod entry;
 pub mod memory;
+pub mod net;
 pub mod virtio;
 pub mod vsock;
 
@@ -26,7 +27,7 @@ pub struct Failed(pub &'static str);
 
 pub type Outcome = Result<(), Failed>;
 
-/// One line of the list G1 to G34.
+/// One line of the list G1 to G37.
 pub struct Case {
     pub name: &'static str,
     pub run: fn() -> Outcome,

@@ -3,7 +3,7 @@
 //! Everything is measured in the same way for every VMM: times by CLOCK_MONOTONIC and the kernel's trace points, exits by
 //! KVM's own counters, memory by `smaps`, CPU by `schedstat`. The result is one line, `BENCH {json}`; `cargo xtask bench`
 //! reads it.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod boot;
 mod clock;
@@ -13,7 +13,6 @@ mod first_run;
 mod io;
 mod launch;
 mod memory;
-#[allow(unsafe_code)]
 mod net;
 mod process;
 mod restore;

@@ -1,12 +1,9 @@
 //! The node's side of a guest's network: a tap with an address, and three servers on it.
 
-use anyhow::{Context, Result, ensure};
-use nix::libc;
-use std::fs::{File, OpenOptions};
+use anyhow::{Context, Result};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
-use std::process::Command;
 use std::thread;
 
 /// Of the tap; the guest is 10.9.0.2 (`guest/net.rs`).
@@ -17,33 +14,9 @@ const SOURCE: u16 = 7002;
 const ECHO: u16 = 7003;
 const CHUNK_BYTES: usize = 64 * 1024;
 
-nix::ioctl_write_ptr_bad!(tunsetiff, request_code(), libc::ifreq);
-
-const fn request_code() -> libc::c_ulong {
-    // _IOW('T', 202, int) of linux/if_tun.h
-    0x4004_54ca
-}
-
-/// A tap as the VMMs want it: frames with a virtio header, one queue, up and with an address.
+/// The node's end of the guest's network.
 pub fn tap() -> Result<File> {
-    let file =
-        OpenOptions::new().read(true).write(true).open("/dev/net/tun").context("opening /dev/net/tun")?;
-    let mut name = [0; libc::IFNAMSIZ];
-    for (place, byte) in name.iter_mut().zip(NAME.bytes()) {
-        *place = byte.cast_signed();
-    }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    let request = libc::ifreq {
-        ifr_name: name,
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short },
-    };
-    // SAFETY: TUNSETIFF reads the name and the flags of an ifreq, which lives until the call returns.
-    unsafe { tunsetiff(file.as_raw_fd(), &raw const request) }.context("making a tap")?;
-    for arguments in [&["addr", "add", "10.9.0.1/24", "dev", NAME][..], &["link", "set", NAME, "up"]] {
-        let status = Command::new("ip").args(arguments).status().context("starting ip")?;
-        ensure!(status.success(), "ip {arguments:?} ended with {status}");
-    }
-    Ok(file)
+    pinfold_bench::tap::make(NAME, &format!("{ADDRESS}/24"))
 }
 
 /// They end with the process.

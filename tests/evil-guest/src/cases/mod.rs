@@ -2,6 +2,7 @@
 
 mod block;
 mod console;
+mod frames;
 mod machine;
 mod memory;
 mod neighbour;
@@ -55,4 +56,7 @@ cases! {
     "G31" machine::spin,
     "G32" machine::clocks,
     "G34" machine::split_locks,
+    "G35" frames::headers,
+    "G36" frames::chains,
+    "G37" frames::races,
 }
