@@ -139,7 +139,7 @@ fn one(driven: &mut Driven, step: &Step) {
             driven.transport.command(Command::Refresh);
             driven.transport.queue_event(2);
         }
-        Step::Rest => driven.transport.quiesce(),
+        Step::Rest => driven.transport.quiesce().expect("a balloon is never busy"),
         Step::Begin { features } => {
             driven.put(virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS, 0);
             driven.transport.host_event(0);

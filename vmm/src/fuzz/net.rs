@@ -118,7 +118,7 @@ fn one(driven: &mut Driven, host: &UnixDatagram, step: &Step) -> u64 {
         }
         Step::Told { source } => driven.transport.host_event(usize::from(source % 3)),
         Step::HostReads { count } => host_reads(host, usize::from(*count)),
-        Step::Rest => driven.transport.quiesce(),
+        Step::Rest => driven.transport.quiesce().expect("a network is never busy"),
         Step::Begin { features } => {
             driven.put(virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS, 0);
             driven.transport.host_event(0);

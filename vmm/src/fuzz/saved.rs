@@ -62,7 +62,7 @@ pub fn device_state(data: &[u8]) {
     let Ok(input) = Rewritten::arbitrary_take_rest(Unstructured::new(data)) else { return };
     let mut old = device(input.device);
     ops::play(&mut old, &input.before);
-    old.transport.quiesce();
+    old.transport.quiesce().expect("at rest");
     let saved = old.transport.save();
     let mut wire = Vec::new();
     ciborium::into_writer(&saved, &mut wire).expect("a state can be written");

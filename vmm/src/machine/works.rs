@@ -95,21 +95,26 @@ impl Works {
         Ok(())
     }
 
-    fn pause(&mut self) -> io::Result<()> {
+    /// A device that does not come to rest lets the guest go on, and the answer says so.
+    fn pause(&mut self) -> io::Result<Response> {
         if self.paused {
-            return Ok(());
+            return Ok(Response::Done);
         }
         self.crew.halt().map_err(io::Error::other)?;
         self.leave_guest()?;
-        for transport in &self.transports {
-            transport.quiesce();
+        if let Err(busy) = self.transports.iter().try_for_each(|transport| transport.quiesce()) {
+            self.run_guest(true)?;
+            return Ok(Response::Error { message: format!("the machine cannot pause, and goes on: {busy}") });
         }
         self.paused = true;
-        Ok(())
+        Ok(Response::Done)
     }
 
-    fn resume(&mut self) -> io::Result<()> {
-        if self.paused { self.run_guest(true) } else { Ok(()) }
+    fn resume(&mut self) -> io::Result<Response> {
+        if self.paused {
+            self.run_guest(true)?;
+        }
+        Ok(Response::Done)
     }
 
     /// `fds`: descriptors that came with the request; those that it does not want are closed.
@@ -189,9 +194,9 @@ impl Works {
     }
 
     /// A machine that can neither be stopped nor set going is none any more.
-    fn or_end(&mut self, what: &str, act: fn(&mut Self) -> io::Result<()>) -> Response {
+    fn or_end(&mut self, what: &str, act: fn(&mut Self) -> io::Result<Response>) -> Response {
         match act(self) {
-            Ok(()) => Response::Done,
+            Ok(response) => response,
             Err(error) => {
                 let message = format!("the machine cannot {what}: {error}");
                 self.shared.ending.state(ExitReason::Internal, message.clone());

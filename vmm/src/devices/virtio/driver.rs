@@ -214,7 +214,7 @@ impl Driven {
     /// Kicks `queue` and waits until the device has done what it was asked for.
     pub fn serve(&self, queue: usize) {
         self.transport.queue_event(queue);
-        self.transport.quiesce();
+        self.transport.quiesce().expect("at rest");
     }
 
     /// Empty rings, as a driver has them that begins anew.

@@ -125,7 +125,8 @@ pub trait VirtioDevice: Send {
     }
 
     /// Waits until the device is not busy and has given back what it took from the queues, done or not: neither guest
-    /// memory nor a file of the host changes after this until the next event. Without a driver `io` is none.
+    /// memory nor a file of the host changes after this until the next event. Without a driver `io` is none. Where
+    /// the host cannot wait, the device stays busy.
     fn quiesce(&mut self, io: Option<&mut DeviceIo<'_>>) -> Result<(), BrokenQueue> {
         let _ = io;
         Ok(())

@@ -219,7 +219,7 @@ fn statistics_are_asked_for_when_the_host_wants_them_and_not_before() {
 fn a_device_at_rest_takes_its_statistics_again_afterwards() {
     let mut driven = balloon(F_STATS);
     statistics(&mut driven, &[(6, 5 << 20)]);
-    driven.transport.quiesce();
+    driven.transport.quiesce().expect("at rest");
     driven.transport.queue_event(2);
     assert_eq!(driven.transport.command(Command::Refresh), Outcome::Done);
     driven.transport.queue_event(2);

@@ -171,7 +171,10 @@ impl VirtioDevice for Block {
     fn quiesce(&mut self, io: Option<&mut DeviceIo<'_>>) -> Result<(), BrokenQueue> {
         match io {
             Some(io) => self.wait_for_all(io),
-            None => self.abandon_all(),
+            None => {
+                self.abandon_all();
+                Ok(())
+            }
         }
     }
 

@@ -223,11 +223,18 @@ impl Block {
         if chain.write_all(memory, 0, &self.id[..bytes as usize]) { Status::Ok } else { Status::IoError }
     }
 
-    /// Gives back all that is on the way. Takes nothing new from the queue.
+    /// Gives back all that is on the way, as far as the host can wait for it: what stays makes the device busy, and goes on
+    /// as before. Takes nothing new from the queue.
     pub(super) fn wait_for_all(&mut self, io: &mut DeviceIo<'_>) -> Result<(), BrokenQueue> {
         while self.slots.on_the_way() > 0 {
-            if self.finish(io)? == 0 && self.slots.on_the_way() > 0 {
-                self.wait()?;
+            match self.finish(io) {
+                Ok(0) if self.slots.on_the_way() > 0 && self.slots.wait().is_err() => break,
+                Ok(_) => {}
+                Err(broken) => {
+                    // the queue is lost, and what is on the way may still write to memory
+                    self.abandon_all();
+                    return Err(broken);
+                }
             }
         }
         interrupt(io)
@@ -242,17 +249,11 @@ impl Block {
         let _ = self.slots.submit();
     }
 
-    pub(super) fn abandon_all(&mut self) -> Result<(), BrokenQueue> {
+    pub(super) fn abandon_all(&mut self) {
         self.abandon();
-        while self.slots.on_the_way() > 0 {
-            self.wait()?;
+        while self.slots.on_the_way() > 0 && self.slots.wait().is_ok() {
             self.abandon();
         }
-        Ok(())
-    }
-
-    fn wait(&mut self) -> Result<(), BrokenQueue> {
-        self.slots.wait().map_err(|_| BrokenQueue::Request("the host cannot wait for its disk"))
     }
 }
 

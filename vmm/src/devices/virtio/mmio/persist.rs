@@ -17,12 +17,22 @@ pub struct TransportState {
     device: DeviceState,
 }
 
+/// A device that could not be brought to rest: guest memory or a file may change at any time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the host still works on requests of a device of type {kind}, and cannot wait for them")]
+pub struct NotAtRest {
+    /// device type (virtio 1.2, 5)
+    pub kind: u32,
+}
+
 impl Transport {
     /// Brings the device to rest: waits until the host has done what the device was asked for, and nothing touches guest
     /// memory any more. Requests that the device has not begun stay in its queues. On the device thread, while no vCPU runs;
-    /// before the guest goes on, [`Self::kick_all`].
-    pub fn quiesce(&self) {
+    /// before the guest goes on, [`Self::kick_all`]. Errors: the host still works on requests.
+    pub fn quiesce(&self) -> Result<(), NotAtRest> {
         self.event(|device, io| device.quiesce(io).map(|()| Progress::Done));
+        let state = self.lock();
+        if state.device.is_busy() { Err(NotAtRest { kind: state.device.kind() }) } else { Ok(()) }
     }
 
     /// Lets the device look at every queue, and so at the host's side, again.

@@ -248,7 +248,7 @@ fn rates_hold_in_both_directions_and_can_be_lifted() {
 fn a_card_at_rest_has_given_its_buffers_back() {
     with_card(F_MRG_RXBUF, |mut card| {
         card.offer(8, 2048);
-        card.driven.transport.quiesce();
+        card.driven.transport.quiesce().expect("at rest");
         card.host.send(&frame(MAC, HOST, b"after the pause"));
         card.driven.transport.queue_event(RECEIVE);
         let used = card.driven.rings[RECEIVE].take_used();

@@ -247,7 +247,7 @@ fn a_limited_disk_serves_its_burst_then_waits_for_the_timer_or_a_new_limit() {
     // SAFETY: one pollfd, valid for writes.
     assert_eq!(unsafe { libc::poll(&mut poll, 1, 10_000) }, 1, "the timer fires");
     disk.driven.transport.host_event(1);
-    disk.driven.transport.quiesce();
+    disk.driven.transport.quiesce().expect("at rest");
     let served = disk.driven.rings[0].take_used().len();
     assert!((1..7).contains(&served), "{served} after a twentieth of a second");
     assert_eq!(set(&disk, RateLimit::default()), Outcome::Done);
@@ -268,4 +268,37 @@ fn a_saved_disk_goes_on_with_one_of_the_same_size_only() {
     assert!(new(8, false).restore(&state).is_ok());
     assert!(new(16, false).restore(&state).is_err());
     assert!(new(8, true).restore(&state).is_err());
+}
+
+/// The ring's descriptor is one of something else for a while, so that nobody can wait for the ring.
+#[test]
+fn a_disk_whose_requests_cannot_be_waited_for_is_not_at_rest_and_goes_on() {
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    let reader = File::from(std::os::fd::OwnedFd::from(reader));
+    let Ok(uring) = Uring::new(&reader) else {
+        println!("skipped: this kernel gives no io_uring");
+        return;
+    };
+    // a pipe keeps a read waiting as long as it is empty
+    let mut disk = Disk::with(false, SECTORS * 512, |_| Ok(Engine::Uring(Box::new(uring))));
+    disk.header(VIRTIO_BLK_T_IN, 0);
+    disk.driven.rings[0].send(&[(HEADER, 16, false), (BODY, 512, true), (STATUS, 1, true)]);
+    disk.driven.transport.queue_event(0);
+    let ring = disk.driven.transport.host_sources()[0].fd;
+    let other = File::open("/dev/null").expect("a file");
+    // SAFETY: duplicates of open descriptors; that of the ring is put back below.
+    let kept = unsafe { libc::fcntl(ring, libc::F_DUPFD_CLOEXEC, 0) };
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), ring) }, ring);
+    let refused = disk.driven.transport.quiesce();
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::dup2(kept, ring) }, ring);
+    // SAFETY: the duplicate is nobody else's.
+    unsafe { libc::close(kept) };
+    let message = refused.expect_err("a request is on the way").to_string();
+    assert!(message.contains("device of type 2"), "{message}");
+    std::io::Write::write_all(&mut writer, &[5; 512]).expect("written");
+    disk.driven.transport.quiesce().expect("at rest now");
+    assert_eq!(disk.driven.rings[0].take_used().len(), 1, "it is answered");
+    assert_eq!(disk.driven.read(BODY, 512), [5; 512]);
 }
