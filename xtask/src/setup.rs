@@ -21,6 +21,7 @@ const PACKAGES: &[&str] = &[
     "zstd",            // modules and kernel of Ubuntu
     "lz4",             // Debian's kernel
     "qemu-system-x86", // the virtual node itself
+    "iproute2",        // the tap of a hostile guest
 ];
 
 /// Needed by `cargo xtask kernel` only.

@@ -15,7 +15,7 @@ use pinfold_vmm_api::control::{
     ExitRecord, Request, Response, SnapshotKind, SnapshotRequest, SnapshotTaken, Status,
 };
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -176,9 +176,37 @@ fn done(request: &Request, response: Response) -> Result<(), ControlError> {
     }
 }
 
-/// The VMM writes it; a file that does not parse is no record.
+/// The VMM writes it as one line; a file that does not begin with a whole one is no record. What follows is of a longer
+/// record that another thread of the VMM wrote before.
 fn exit_record(path: &Path) -> Option<ExitRecord> {
-    let mut text = Vec::new();
-    File::open(path).ok()?.take(MAX_EXIT_BYTES).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+    let mut line = Vec::new();
+    BufReader::new(File::open(path).ok()?.take(MAX_EXIT_BYTES)).read_until(b'\n', &mut line).ok()?;
+    serde_json::from_slice(&line).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pinfold_vmm_api::control::ExitReason;
+
+    #[test]
+    fn a_record_that_was_written_over_a_longer_one_is_read() {
+        let record = |reason, message: &str| {
+            let record = ExitRecord {
+                reason,
+                message: message.to_owned(),
+                memory: Default::default(),
+                counters: Default::default(),
+                events: Vec::new(),
+            };
+            serde_json::to_string(&record).unwrap() + "\n"
+        };
+        let long = record(ExitReason::Internal, &"long ".repeat(50));
+        let short = record(ExitReason::PageFaultHandler, "short");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("{short}{}", &long[short.len()..])).unwrap();
+        assert_eq!(exit_record(file.path()).map(|record| record.reason), Some(ExitReason::PageFaultHandler));
+        std::fs::write(file.path(), &short[..20]).unwrap();
+        assert_eq!(exit_record(file.path()), None);
+    }
 }
