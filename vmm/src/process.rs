@@ -61,7 +61,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let own = OwnFiles::open(options.proc_fd);
     let record = match machine(&config, own, options, &exit) {
         Ok(machine) => machine.run(),
-        Err(error) => empty_record(error.reason(), error.to_string()),
+        Err(error) => ExitRecord::without_cost(error.reason(), error.to_string()),
     };
     eprintln!("pinfold-vmm {}: {:?}: {}", config.id, record.reason, record.message);
     let written = record::write(&exit, &record);
@@ -114,19 +114,8 @@ fn die_with_a_record(exit: &File) -> anyhow::Result<()> {
 /// Ends the process at once, whatever its other threads do.
 pub(crate) fn end_with_a_record(exit: &File, reason: ExitReason, message: String) -> ! {
     eprintln!("pinfold-vmm: {message}");
-    let _ = record::write(exit, &empty_record(reason, message));
+    let _ = record::write(exit, &ExitRecord::without_cost(reason, message));
     leave(1)
-}
-
-/// Of a machine that did not run, or does not know any more what it cost.
-fn empty_record(reason: ExitReason, message: String) -> ExitRecord {
-    ExitRecord {
-        reason,
-        message,
-        memory: Default::default(),
-        counters: Default::default(),
-        events: Vec::new(),
-    }
 }
 
 /// Executed by descriptor it is called by the number of that.

@@ -20,13 +20,7 @@ mod tests {
     #[test]
     fn a_record_reads_back() {
         let file = tempfile::tempfile().expect("a temporary file");
-        let record = ExitRecord {
-            reason: ExitReason::GuestReset,
-            message: "triple fault on vCPU 0".into(),
-            memory: Default::default(),
-            counters: Default::default(),
-            events: Vec::new(),
-        };
+        let record = ExitRecord::without_cost(ExitReason::GuestReset, "triple fault on vCPU 0");
         write(&file, &record).expect("written");
         let mut bytes = vec![0; 4096];
         let length = file.read_at(&mut bytes, 0).expect("read");

@@ -234,14 +234,15 @@ impl<Id: Copy + Ord + Display + FromStr + Send + 'static> Shelf<Id> {
         if let Some(Entry { mapped, .. }) = list.entries.remove(&id) {
             list.gone.push(mapped);
         }
-        drop(list);
-        tracing::info!(%id, kind = self.kind, "a saved machine was removed");
     }
 
     async fn remove_files(&self, id: Id) {
         let store = self.store.clone();
-        if let Err(error) = blocking(move || store.remove(id)).await {
-            tracing::error!(%id, kind = self.kind, error = error.sentence(), "a saved machine cannot be removed");
+        match blocking(move || store.remove(id)).await {
+            Ok(()) => tracing::info!(%id, kind = self.kind, "a saved machine was removed"),
+            Err(error) => {
+                tracing::error!(%id, kind = self.kind, error = error.sentence(), "a saved machine cannot be removed");
+            }
         }
     }
 

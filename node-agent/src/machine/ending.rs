@@ -96,13 +96,7 @@ mod tests {
     use super::*;
 
     fn record(reason: ExitReason, message: &str) -> Exit {
-        let record = ExitRecord {
-            reason,
-            message: message.to_owned(),
-            memory: Default::default(),
-            counters: Default::default(),
-            events: Vec::new(),
-        };
+        let record = ExitRecord::without_cost(reason, message);
         Exit { record: Some(record), signal: None }
     }
 

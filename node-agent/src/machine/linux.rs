@@ -192,13 +192,7 @@ mod tests {
     #[test]
     fn a_record_that_was_written_over_a_longer_one_is_read() {
         let record = |reason, message: &str| {
-            let record = ExitRecord {
-                reason,
-                message: message.to_owned(),
-                memory: Default::default(),
-                counters: Default::default(),
-                events: Vec::new(),
-            };
+            let record = ExitRecord::without_cost(reason, message);
             serde_json::to_string(&record).unwrap() + "\n"
         };
         let long = record(ExitReason::Internal, &"long ".repeat(50));

@@ -153,9 +153,7 @@ pub struct Fake(pub Arc<World>);
 
 /// What a VMM writes that ends for `reason`.
 pub fn exit(reason: ExitReason) -> Exit {
-    let (message, memory, counters) = ("on purpose".to_owned(), Default::default(), Default::default());
-    let record = ExitRecord { reason, message, memory, counters, events: Vec::new() };
-    Exit { record: Some(record), signal: None }
+    Exit { record: Some(ExitRecord::without_cost(reason, "on purpose")), signal: None }
 }
 
 /// Room for two of each.

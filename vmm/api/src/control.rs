@@ -250,6 +250,14 @@ pub struct ExitRecord {
     pub events: Vec<EventCount>,
 }
 
+impl ExitRecord {
+    /// Of a machine that did not run, or does not know any more what it cost.
+    pub fn without_cost(reason: ExitReason, message: impl Into<String>) -> Self {
+        let (memory, counters) = Default::default();
+        Self { reason, message: message.into(), memory, counters, events: Vec::new() }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitReason {

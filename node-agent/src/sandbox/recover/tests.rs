@@ -102,13 +102,7 @@ async fn what_had_no_machine_yet_is_begun_anew() {
 #[tokio::test(start_paused = true)]
 async fn a_machine_that_is_gone_fails_with_its_own_reason() {
     let left = left(&ALL[..2], |_| {});
-    let record = ExitRecord {
-        reason: ExitReason::GuestReset,
-        message: "triple fault".into(),
-        memory: Default::default(),
-        counters: Default::default(),
-        events: Vec::new(),
-    };
+    let record = ExitRecord::without_cost(ExitReason::GuestReset, "triple fault");
     left.world.machine.end(Exit { record: Some(record), signal: None });
     let registry = left.recovered().await;
     let report = left.report(&registry, Phase::Failed).await.unwrap();
