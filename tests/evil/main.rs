@@ -7,7 +7,7 @@
 //!                  +-- events on a watching connection: the kinds and devices of the case's row, counted
 //! ```
 //!
-//! It needs `/dev/kvm` and root: the guest has no kernel and runs where a stock one does not. To a test runner that asks for a
+//! It needs `/dev/kvm`, `/dev/net/tun`, `ip` and root: the guest has no kernel and runs where a stock one does not. To a test runner that asks for a
 //! list it is one test, `all`. Arguments are names of cases.
 #![forbid(unsafe_code)]
 

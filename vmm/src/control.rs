@@ -1,7 +1,8 @@
 //! The control socket, served by the device thread: [`pinfold_vmm_api::control`].
 //!
-//! Few connections, of which the quietest makes room for a new one; bounded lines, and no new request is read from a peer that does not take its answers. A watcher that
-//! does not take its events is passed over, and told the latest of each kind once it does.
+//! Few connections: the quietest makes room for a new one, watchers last. Bounded lines, and no new request is read from a peer
+//! that does not take its answers. A watcher that does not take its events is passed over, and told the latest of each kind
+//! once it does.
 
 use pinfold_vmm_api::control::{Event, MAX_LINE_BYTES, Request, Response};
 use std::collections::BTreeMap;

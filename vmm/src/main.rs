@@ -47,8 +47,8 @@ struct Merge {
 
 #[derive(Debug, Default)]
 struct ServePages {
-    socket_fd: RawFd,
-    memory: PathBuf,
+    socket_fd: Option<RawFd>,
+    memory: Option<PathBuf>,
     working_set: Option<PathBuf>,
     fill: bool,
 }
@@ -128,8 +128,8 @@ fn command(mut arguments: lexopt::Parser) -> anyhow::Result<Command> {
             ("snapshot-merge", Long("base")) => merge.base = arguments.value()?.into(),
             ("snapshot-merge", Long("diff")) => merge.diff = arguments.value()?.into(),
             ("snapshot-merge", Long("into")) => merge.into = arguments.value()?.into(),
-            ("serve-pages", Long("socket-fd")) => pages.socket_fd = arguments.value()?.parse()?,
-            ("serve-pages", Long("memory")) => pages.memory = arguments.value()?.into(),
+            ("serve-pages", Long("socket-fd")) => pages.socket_fd = Some(arguments.value()?.parse()?),
+            ("serve-pages", Long("memory")) => pages.memory = Some(arguments.value()?.into()),
             ("serve-pages", Long("working-set")) => pages.working_set = Some(arguments.value()?.into()),
             ("serve-pages", Long("fill")) => pages.fill = true,
             (_, other) => return Err(other.unexpected().into()),
@@ -164,7 +164,8 @@ fn snapshot_merge(paths: &Merge) -> anyhow::Result<ExitCode> {
 }
 
 fn serve_pages(options: &ServePages) -> anyhow::Result<ExitCode> {
-    let number = options.socket_fd;
+    let number = options.socket_fd.context("serve-pages needs --socket-fd")?;
+    let memory = options.memory.as_deref().context("serve-pages needs --memory")?;
     anyhow::ensure!(number >= 3, "serve-pages: --socket-fd is {number}, it must be 3 or more");
     // SAFETY: nothing else in this process uses the descriptor; a wrong number makes the greeting fail.
     let socket = unsafe { UnixStream::from_raw_fd(number) };
@@ -172,7 +173,7 @@ fn serve_pages(options: &ServePages) -> anyhow::Result<ExitCode> {
         |path: &Path| std::fs::File::open(path).with_context(|| format!("serve-pages cannot open {path:?}"));
     let working_set = options.working_set.as_deref().map(open).transpose()?;
     let ahead = Ahead { working_set, fill: options.fill };
-    let served = server::serve(socket, &open(&options.memory)?, &ahead)?;
+    let served = server::serve(socket, &open(memory)?, &ahead)?;
     println!("{served:?}");
     Ok(ExitCode::SUCCESS)
 }

@@ -15,8 +15,9 @@ use crate::fuzz;
 use crate::images;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, ensure};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -60,13 +61,16 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         cargo
     };
     let closed = |device: &&str| File::options().read(true).write(true).open(device).is_err();
-    match EVIL_NEEDS.into_iter().find(closed) {
+    let lacking = match EVIL_NEEDS.into_iter().find(closed) {
+        Some(device) => Some(format!("{device} cannot be opened here")),
+        None if fs::metadata("/proc/self")?.uid() != 0 => Some("only root can make a tap for it".to_owned()),
+        None => None,
+    };
+    match lacking {
         None => {
             outcomes.push(stage("hostile guest, in microVMs on this host", workspace, &mut own_list(EVIL))?);
         }
-        Some(device) => {
-            println!("\n\u{2022} tests: the hostile guest is left out: {device} cannot be opened here");
-        }
+        Some(why) => println!("\n\u{2022} tests: the hostile guest is left out: {why}"),
     }
     if !arguments.no_system {
         build::test_programs(workspace)?;

@@ -1,16 +1,11 @@
 //! What the VMM promises of a machine by itself, seen with a Linux guest: its memory, its processors, its saved state.
 
-use crate::bare::{Bare, MEMORY_MIB, Machine};
+use crate::bare::{BASE_V2, BEYOND_V3, Bare, HIDDEN, MEMORY_MIB, Machine, OF_V3};
 use crate::context::Context;
 use anyhow::{Context as _, Result, ensure};
 use pinfold_domain::Reason;
 use pinfold_vmm_api::control::{ExitReason, Request, Response, SnapshotKind};
 use std::time::Duration;
-
-/// Beyond x86-64-v2 and in v3; beyond both.
-const OF_V3: [&str; 5] = ["avx", "avx2", "bmi2", "fma", "movbe"];
-const BEYOND_V3: [&str; 3] = ["sha_ni", "adx", "vaes"];
-const BASE_V2: [&str; 3] = ["sse4_2", "popcnt", "cx16"];
 
 fn flags(text: &str) -> Result<Vec<&str>> {
     // a guest's line has the time before it
@@ -80,7 +75,7 @@ async fn each_kind(bare: &Bare) -> Result<()> {
 async fn ready(machine: &Machine<'_>) -> Result<String> {
     let said = machine.says("READY").await?;
     ensure!(said.contains("processors 2"), "{said}");
-    for nested in ["vmx", "svm"] {
+    for nested in HIDDEN {
         ensure!(!flags(&said)?.contains(&nested), "the guest is offered {nested}");
     }
     Ok(said)

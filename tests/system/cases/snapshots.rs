@@ -60,8 +60,7 @@ fn told(what: &str, sandbox: &Sandbox) -> Result<u64> {
     Ok(took)
 }
 
-/// MemAvailable of the node (proc_meminfo(5)), in MiB.
-/// Free memory of the node, files that are in its page cache left out.
+/// MemAvailable of the node (proc_meminfo(5)), in MiB, after its page cache was dropped.
 async fn free_mib(context: &Context) -> Result<u64> {
     context.in_node("sync; echo 3 > /proc/sys/vm/drop_caches").await?;
     let text = context.in_node("sed -n 's/MemAvailable: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo").await?;

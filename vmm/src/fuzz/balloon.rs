@@ -58,7 +58,7 @@ pub fn balloon(data: &[u8]) {
     let metrics = Arc::new(Metrics::default());
     let memory = memory(first % 3);
     let device = Box::new(Balloon::new(&memory, Arc::new(Released::new(&memory)), Arc::clone(&metrics)));
-    let mut driven = ops::driven_over(memory, device, metrics);
+    let mut driven = Driven::over(memory, device, metrics);
     driven.write(KEPT, &MARK);
     let only_named = !steps.iter().any(|step| matches!(step, Step::Op(_)));
     for step in steps.iter().take(STEPS_MAX) {

@@ -2,7 +2,7 @@
 //! end of a socket that keeps the borders of frames; the other end is the host's.
 
 use super::ops::{self, Op};
-use crate::devices::virtio::driver::{DATA, Driven, memory_with_hole};
+use crate::devices::virtio::driver::{DATA, Driven};
 use crate::devices::virtio::net::device::{Net, RECEIVE, TRANSMIT};
 use crate::devices::virtio::net::header::{ETHERNET_BYTES, FRAME_BYTES_MAX, HEADER_BYTES};
 use crate::devices::virtio::net::tap::Tap;
@@ -14,7 +14,7 @@ use pinfold_vmm_api::config::TokenBucket;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
-pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 /// Steps of one run, and frames of one step.
 const STEPS_MAX: usize = 128;
 const FRAMES_MAX: u8 = 16;
@@ -81,10 +81,10 @@ pub fn net(data: &[u8]) {
 }
 
 /// A card on a socket; the other end of it.
-pub(super) fn card(limited: bool) -> (Driven, UnixDatagram) {
+fn card(limited: bool) -> (Driven, UnixDatagram) {
     let metrics = Arc::new(Metrics::default());
     let (device, host) = device(limited, &metrics);
-    (ops::driven_over(memory_with_hole(), device, metrics), host)
+    (ops::driven(device, metrics), host)
 }
 
 pub(super) fn device(limited: bool, metrics: &Arc<Metrics>) -> (Box<dyn VirtioDevice>, UnixDatagram) {

@@ -2,7 +2,6 @@
 
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::driver::{DATA, Driven, memory_with_hole};
-use crate::memory::GuestMemory;
 use crate::metrics::Metrics;
 use arbitrary::Arbitrary;
 use std::sync::Arc;
@@ -99,12 +98,7 @@ pub enum Op {
 
 /// A device with a driver that has set it up by the rules, before it stops to keep them.
 pub fn driven(device: Box<dyn VirtioDevice>, metrics: Arc<Metrics>) -> Driven {
-    driven_over(memory_with_hole(), device, metrics)
-}
-
-/// The same over memory that the device has seen.
-pub fn driven_over(memory: GuestMemory, device: Box<dyn VirtioDevice>, metrics: Arc<Metrics>) -> Driven {
-    Driven::over(memory, device, metrics)
+    Driven::over(memory_with_hole(), device, metrics)
 }
 
 pub fn play(driven: &mut Driven, ops: &[Op]) {

@@ -90,7 +90,7 @@ fn device(kind: u8) -> Driven {
         2 => net::device(false, &metrics).0,
         3 => {
             let (memory, device) = balloon::device(&metrics);
-            return ops::driven_over(memory, device, metrics);
+            return Driven::over(memory, device, metrics);
         }
         _ => return sockets().driven,
     };

@@ -183,9 +183,8 @@ impl Works {
             SnapshotKind::FullTracked => save::full(&subject, &key, &state, &memory, true),
             SnapshotKind::Diff => save::diff(&subject, &key, &state, &memory, self.history),
         };
-        if written.is_err() && request.kind != SnapshotKind::Full {
-            // the marks of what has changed may be gone: the next diff would lack what was written before
-            self.history.tracked = false;
+        if written.is_err() {
+            self.history = self.history.after_failure(request.kind);
         }
         let (Written { state_bytes, memory_data_bytes }, history) =
             written.map_err(|error| error.to_string())?;

@@ -15,6 +15,7 @@ use crate::vcpu::cpuid::Template;
 use crate::vcpu::crew::{Crew, CrewError};
 use kvm_ioctls::VmFd;
 use pinfold_vmm_api::CpuTemplate;
+use pinfold_vmm_api::control::SnapshotKind;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
@@ -45,12 +46,23 @@ pub struct Keepsake {
 pub type Id = [u8; 16];
 
 /// What a diff can be taken against.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct History {
     /// the snapshot that was taken last, or that the machine came from
     pub last: Option<Id>,
     /// since then every change is followed
     pub tracked: bool,
+}
+
+impl History {
+    /// After a snapshot that could not be written. One that follows changes may have cleared their marks: the next diff would
+    /// lack what was written before.
+    pub fn after_failure(self, kind: SnapshotKind) -> Self {
+        match kind {
+            SnapshotKind::Full => self,
+            SnapshotKind::FullTracked | SnapshotKind::Diff => Self { tracked: false, ..self },
+        }
+    }
 }
 
 /// The machine, at rest: no vCPU runs, no request is in flight.
@@ -193,4 +205,18 @@ pub(super) fn encode(saved: &Saved) -> Result<Vec<u8>, SaveError> {
     let mut body = Vec::new();
     ciborium::into_writer(saved, &mut body).map_err(|error| SaveError::Encode(error.to_string()))?;
     Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_failure_nobody_takes_a_diff_for_whole() {
+        let before = History { last: Some([7; 16]), tracked: true };
+        assert_eq!(before.after_failure(SnapshotKind::Full), before);
+        for kind in [SnapshotKind::FullTracked, SnapshotKind::Diff] {
+            assert_eq!(before.after_failure(kind), History { tracked: false, ..before }, "{kind:?}");
+        }
+    }
 }

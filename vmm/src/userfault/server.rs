@@ -22,6 +22,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -35,7 +36,7 @@ const SOCKET: u64 = 1;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error("the machine did not greet within {seconds} s: {0}", seconds = GREETING_TIME.as_secs())]
+    #[error("the machine did not greet as it must, within {seconds} s: {0}", seconds = GREETING_TIME.as_secs())]
     Greeting(#[source] io::Error),
     #[error(
         "the machine's layout is not one of version {VERSION} that is the whole memory file, {bytes} bytes, range after range"
@@ -97,27 +98,41 @@ pub fn serve(socket: UnixStream, memory: &File, ahead: &Ahead) -> Result<Served,
 }
 
 fn greet(socket: &UnixStream, memory: &File) -> Result<(Vec<Region>, Userfault), ServeError> {
-    socket.set_read_timeout(Some(GREETING_TIME)).map_err(ServeError::Greeting)?;
-    let mut line = vec![0; MAX_LINE_BYTES];
-    let (mut filled, file) = socket
-        .recv_with_fd(&mut line)
-        .map_err(|error| ServeError::Greeting(io::Error::from_raw_os_error(error.errno())))?;
+    let (line, file) = first_line(socket, Instant::now() + GREETING_TIME).map_err(ServeError::Greeting)?;
     let userfault = Userfault::from(OwnedFd::from(file.ok_or(ServeError::NoUserfault)?));
-    while !line[..filled].ends_with(b"\n") {
-        let read = { socket }.read(&mut line[filled..]).map_err(ServeError::Greeting)?;
-        if read == 0 {
-            return Err(ServeError::Greeting(io::ErrorKind::InvalidData.into()));
-        }
-        filled += read;
-    }
     let bytes = memory.metadata().map_err(ServeError::Read)?.len();
-    let layout: Layout = serde_json::from_slice(&line[..filled]).map_err(|_| ServeError::Layout { bytes })?;
+    let layout: Layout = serde_json::from_slice(&line).map_err(|_| ServeError::Layout { bytes })?;
     let is_known = layout.version == VERSION && (1..=MAX_REGIONS).contains(&layout.regions.len());
     if is_known && end_of(&layout.regions) == Some(bytes) {
         Ok((layout.regions, userfault))
     } else {
         Err(ServeError::Layout { bytes })
     }
+}
+
+/// The machine's first line, which is whole before `until`, and the descriptor that came with it.
+fn first_line(mut socket: &UnixStream, until: Instant) -> io::Result<(Vec<u8>, Option<File>)> {
+    let wait = || {
+        let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
+        socket.set_read_timeout(Some(left.ok_or(io::ErrorKind::TimedOut)?))
+    };
+    let mut line = vec![0; MAX_LINE_BYTES];
+    wait()?;
+    let (mut filled, file) =
+        socket.recv_with_fd(&mut line).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+    while !line[..filled].ends_with(b"\n") {
+        wait()?;
+        let read = socket.read(&mut line[filled..])?;
+        if read == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("its line does not end within {MAX_LINE_BYTES} bytes, or was cut off after {filled}"),
+            ));
+        }
+        filled += read;
+    }
+    line.truncate(filled);
+    Ok((line, file))
 }
 
 /// Where the last of `regions` ends in the memory file, if they follow each other there from its first byte on.
@@ -231,5 +246,27 @@ impl Server<'_> {
         let mut data = vec![0; bytes as usize];
         self.memory.read_exact_at(&mut data, offset).map_err(ServeError::Read)?;
         self.userfault.fill(to, &data).map_err(ServeError::Place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_machine_that_greets_byte_by_byte_is_waited_for_once() {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let machine = std::thread::spawn(move || {
+            while theirs.write_all(b" ").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let began = Instant::now();
+        let error = first_line(&ours, began + Duration::from_millis(200)).expect_err("no line");
+        assert!(matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(20), "4,096 bytes take longer");
+        drop(ours);
+        machine.join().expect("no panic");
     }
 }

@@ -18,6 +18,7 @@ use std::io::{self, BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -125,11 +126,12 @@ impl PageSource {
         if line.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&line)?)) }
     }
 
-    /// Starts the thread that listens to the handler, bound by `binding`. `exit`: where the exit record goes.
-    pub fn watch(mut self, binding: Binding, ending: Arc<Ending>, exit: File) -> io::Result<()> {
+    /// Starts the thread that listens to the handler, bound by `binding`; it ends when all is in place. `exit`: where the exit
+    /// record goes.
+    pub fn watch(mut self, binding: Binding, ending: Arc<Ending>, exit: File) -> io::Result<JoinHandle<()>> {
         let (began, has_begun) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name("pages".into()).stack_size(STACK_BYTES);
-        thread.spawn(move || {
+        let thread = thread.spawn(move || {
             let bound = binding.bind().map_err(io::Error::other);
             let is_bound = bound.is_ok();
             if began.send(bound).is_err() || !is_bound {
@@ -139,7 +141,8 @@ impl PageSource {
                 end(&ending, &exit, &why);
             }
         })?;
-        has_begun.recv().map_err(io::Error::other)?
+        has_begun.recv().map_err(io::Error::other)??;
+        Ok(thread)
     }
 
     /// Until nothing is missing any more; else why it will stay so.

@@ -136,8 +136,10 @@ fn a_machine_that_has_all_of_its_memory_goes_on_alone() {
     let (memory, source, handler) = served(96 * MIB, Ahead { working_set: None, fill: true }, &device);
     let (ending, exit) =
         (Arc::new(Ending::new().expect("an eventfd")), tempfile::tempfile().expect("a file"));
-    source.watch(seccomp::pages(true).expect("compiles"), Arc::clone(&ending), exit).expect("watched");
+    let binding = seccomp::pages(true).expect("compiles");
+    let thread = source.watch(binding, Arc::clone(&ending), exit).expect("watched");
     let served = handler.join().expect("no panic");
+    thread.join().expect("it ends, and its filter allows that");
     assert!(served.complete && served.ahead_bytes >= 5 * PAGE_BYTES, "{served:?}");
     assert_eq!((&text(&memory, 0), text(&memory, 5 * MIB)), (b"first", [7; 5]));
     // nobody is there to ask: the kernel knows by now that it is zero

@@ -32,8 +32,8 @@ fn still_serves() -> Outcome {
     if start(0)?.serves() { Ok(()) } else { Err(Failed("the network device does not serve a right frame")) }
 }
 
-/// Sends a frame that must be given back and go nowhere: the host counts the bytes that went out.
-fn dropped(card: Card, bytes: u32) -> Outcome {
+/// Sends a frame that must be given back, whether or not it goes out: the host counts the bytes that did.
+fn taken(card: Card, bytes: u32) -> Outcome {
     if card.send(bytes) { Ok(()) } else { Err(Failed("a wrong frame broke the queue")) }
 }
 
@@ -62,24 +62,24 @@ pub fn headers() -> Outcome {
         let card = start(features)?;
         for header in wrong_headers() {
             card.prepare(header);
-            dropped(card, PROBE)?;
+            taken(card, PROBE)?;
         }
         // half an Ethernet header, and more than a frame may have
         card.prepare(Header::PLAIN);
         for bytes in [0, 1, 13, TOO_LONG, 1 << 20, 32 << 20] {
-            dropped(card, HEADER_BYTES + bytes)?;
+            taken(card, HEADER_BYTES + bytes)?;
         }
         // somebody else's address, the host's, everybody's, none
         for byte in [0x55, 0xff, 0] {
             memory::fill(FRAME + u64::from(HEADER_BYTES) + 6, byte, 6);
-            dropped(card, PROBE)?;
+            taken(card, PROBE)?;
         }
         say!("features ", features);
     }
     // not agreed on
     let card = start(0)?;
     card.prepare(Header { flags: NEEDS_CSUM, csum_start: 14, csum_offset: 16, ..Header::PLAIN });
-    dropped(card, PROBE)?;
+    taken(card, PROBE)?;
     still_serves()
 }
 
@@ -137,7 +137,7 @@ pub fn races() -> Outcome {
     let began = cpu::ticks();
     let mut sent = 0u64;
     while cpu::ticks().wrapping_sub(began) < INTERFERENCE_TICKS {
-        dropped(card, PROBE)?;
+        taken(card, PROBE)?;
         sent += 1;
     }
     STOP.store(true, SeqCst);
@@ -148,13 +148,13 @@ pub fn races() -> Outcome {
     card.offer(8, HEADER_BYTES + 8);
     card.prepare(Header::PLAIN);
     for _ in 0..64 {
-        dropped(card, PROBE)?;
+        taken(card, PROBE)?;
     }
     // and none at all, while more come than the tap holds
     let card = start(0)?;
     card.prepare(Header::PLAIN);
     for _ in 0..UNREAD {
-        dropped(card, PROBE)?;
+        taken(card, PROBE)?;
     }
     still_serves()
 }

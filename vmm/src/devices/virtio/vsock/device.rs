@@ -21,7 +21,8 @@ use vmm_sys_util::timerfd::TimerFd;
 pub const MAX_CONNECTIONS: usize = 256;
 /// Of these the guest may open so many: the rest is kept for the host, which must reach its guest agent.
 pub const MAX_GUEST_CONNECTIONS: usize = 128;
-/// So many connections at once have a large buffer: with the others, a host that reads nothing costs 22 MiB at most.
+/// So many connections at once have a large buffer: with the others, 22 MiB wait at most for a host that reads nothing, in
+/// queues that may have room for twice that.
 pub const MAX_LARGE_BUFFERS: usize = 32;
 /// Payload is moved in pieces of this many bytes at most.
 pub(super) const PIECE_BYTES: usize = 64 * 1024;
