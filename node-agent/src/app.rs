@@ -51,7 +51,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     if capacity.promised_twice_bytes > 0 {
         tracing::warn!(
             bytes = capacity.promised_twice_bytes,
-            "disk_bytes, snapshot_bytes and template_bytes are more than this node's disk has"
+            "disk_bytes, snapshot_bytes and template_bytes are more than this node's disk has: what was left out gets nothing; lower one of them"
         );
     }
     let allocatable = capacity.allocatable;

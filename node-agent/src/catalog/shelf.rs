@@ -111,7 +111,6 @@ impl<Id: Copy + Ord + Display + FromStr + Send + 'static> Shelf<Id> {
         let others = || list.entries.iter().filter(|(other, _)| **other != id).map(|(_, entry)| entry);
         let number = others().filter(|entry| !entry.is_failed()).count();
         let taken = others().fold(0_u64, |sum, entry| sum.saturating_add(entry.bytes));
-        list.gone.retain(|mapped| mapped.strong_count() > 0);
         let gone = list.gone.iter().filter_map(Weak::upgrade);
         let taken = gone.fold(taken, |sum, mapped| sum.saturating_add(mapped.bytes));
         let Bounds { number: most, bytes: most_bytes } = self.bounds;
@@ -232,7 +231,7 @@ impl<Id: Copy + Ord + Display + FromStr + Send + 'static> Shelf<Id> {
         }
         let mut list = self.lock();
         if let Some(Entry { mapped, .. }) = list.entries.remove(&id) {
-            list.gone.push(mapped);
+            list.let_go(mapped);
         }
     }
 
@@ -256,7 +255,7 @@ impl<Id: Copy + Ord + Display + FromStr + Send + 'static> Shelf<Id> {
             return known;
         }
         let adopted = Arc::new(mapped);
-        list.gone.push(Arc::downgrade(&adopted));
+        list.let_go(Arc::downgrade(&adopted));
         adopted
     }
 
@@ -285,10 +284,16 @@ impl<Id: Copy + Ord + Display + FromStr + Send + 'static> Shelf<Id> {
 }
 
 impl<Id: Copy + Ord> List<Id> {
+    /// A memory file without a name is charged for as long as a machine maps it.
+    fn let_go(&mut self, mapped: Weak<Mapped>) {
+        self.gone.push(mapped);
+        self.gone.retain(|mapped| mapped.strong_count() > 0);
+    }
+
     /// In the place of what is there, whose files go.
     fn put(&mut self, id: Id, entry: Entry) {
         if let Some(Entry { mapped, .. }) = self.entries.insert(id, entry) {
-            self.gone.push(mapped);
+            self.let_go(mapped);
         }
     }
 

@@ -86,14 +86,19 @@ fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
 /// Field 22 of `/proc/<pid>/stat` of a process that has not ended. The name (field 2) may hold anything, so fields are
 /// counted from its closing parenthesis.
 pub fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
+    let fields = fields_from_third(&format!("/proc/{pid}/stat"));
     // zombie, dead
-    if matches!(state, "Z" | "X") {
+    if matches!(fields.first()?.as_str(), "Z" | "X") {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    fields.get(22 - 3)?.parse().ok()
+}
+
+/// Of a `stat` file (proc(5)), from field 3 on; none when there is no such process.
+fn fields_from_third(stat: &str) -> Vec<String> {
+    let text = fs::read_to_string(stat).unwrap_or_default();
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
+    fields.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Of the main thread of a process, which serves the control socket of a VMM and writes what is saved.
@@ -108,14 +113,14 @@ pub struct Work {
 /// Fields 14 and 15 of `stat`, `wchar` and `write_bytes` of `io` (proc(5)). Under a low I/O limit one write lasts minutes.
 fn work(pid: u32) -> Work {
     let thread = format!("/proc/{pid}/task/{pid}");
-    let stat = fs::read_to_string(format!("{thread}/stat")).unwrap_or_default();
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
+    let fields = fields_from_third(&format!("{thread}/stat"));
+    let ticks =
+        |number: usize| fields.get(number - 3).and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or(0);
     let io = fs::read_to_string(format!("{thread}/io")).unwrap_or_default();
     let written =
         |name: &str| io.lines().find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok()).unwrap_or(0);
     Work {
-        cpu_ticks: ticks.sum(),
+        cpu_ticks: ticks(14).saturating_add(ticks(15)),
         written_bytes: written("wchar: ").saturating_add(written("write_bytes: ")),
     }
 }

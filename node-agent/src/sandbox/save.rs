@@ -53,9 +53,12 @@ impl Failure {
     }
 }
 
-/// `act`, which saves a machine, for at most [`LIMIT`].
-pub async fn in_time<T>(act: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::time::timeout(LIMIT, act).await.unwrap_or_else(|_| {
+/// `act`, which is part of a save that ends by `deadline`: [`LIMIT`] after it began.
+pub async fn in_time<T>(
+    deadline: Instant,
+    act: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::time::timeout_at(deadline, act).await.unwrap_or_else(|_| {
         let message = format!("it was not saved within {} s", LIMIT.as_secs());
         Err(Failure::Failed(Cause::new(Reason::SnapshotFailed, message)))
     })
@@ -118,9 +121,11 @@ pub async fn go_on(context: &Context, machine: &Arc<dyn Machine>) -> Result<(), 
     let deadline = Instant::now() + GO_ON_LIMIT;
     let went_on = or_exit(context, machine, async {
         loop {
-            let (why, late) = match try_to_go_on(context, machine).await {
-                Ok(()) => return Ok(()),
-                Err(failed) => failed,
+            let tried = tokio::time::timeout_at(deadline, try_to_go_on(context, machine)).await;
+            let (why, late) = match tried {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(failed)) => failed,
+                Err(_) => (format!("not within {} s", GO_ON_LIMIT.as_secs()), true),
             };
             if !late || Instant::now() >= deadline || !answers(machine).await {
                 return Err(why);

@@ -13,6 +13,7 @@ use pinfold_domain::{Cause, Epoch, Reason, SandboxId, SandboxSpec, TemplateId};
 use pinfold_service::CancellationToken;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Of one that is dropped before it is made.
 pub fn dropped() -> Cause {
@@ -72,7 +73,7 @@ async fn boot_and_save(
         Err(Cause::new(Reason::StartTimeout, format!("not ready within {} ms", start.as_millis())))
     })?;
     let machine = held.insert(ready.machine);
-    let saved = save::in_time(async {
+    let saved = save::in_time(Instant::now() + save::LIMIT, async {
         let copied = {
             let _turn = save::turn(context).await;
             save::copy(context, machine, draft, true).await?

@@ -40,7 +40,9 @@ pub struct EngineConfig {
     /// for stops that no caller gave a grace for
     #[serde(rename = "stop_grace_ms")]
     pub stop_grace: Millis,
-    /// a sandbox that is still being saved so long after its pause was ordered is ended; its node gives up before
+    /// a sandbox that is still being saved so long after its pause was ordered is ended. A node gives up one save after 600 s and takes
+    /// up to 300 s to let it go on, and may
+    /// have others to do before
     #[serde(rename = "pause_timeout_ms")]
     pub pause_timeout: Millis,
     /// how long a sandbox may be missing from its node's lists before it counts as forgotten
@@ -108,7 +110,7 @@ impl Default for EngineConfig {
             refusal_backoff: Millis::from_secs(2),
             start_margin: Millis::from_secs(10),
             stop_grace: Millis::from_secs(5),
-            pause_timeout: Millis::from_secs(900),
+            pause_timeout: Millis::from_secs(1800),
             forgotten_after: Millis::from_secs(5),
             suspect_after: Millis::from_secs(12),
             disconnected_after: Millis::from_secs(30),

@@ -1,4 +1,5 @@
-//! A saved machine in the making: `<target>.new`, until it is whole.
+//! A saved machine in the making: `<target>.new-<when>-<number>`, until it is whole. No two have one name: what an act that
+//! was given up still does on the disk touches no later try.
 
 use super::super::paths::{make_directory, remove_tree, write_atomically};
 use super::super::{Act, HostError};
@@ -17,6 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Debug)]
 pub struct Draft {
     target: PathBuf,
+    directory: PathBuf,
     /// whether the disk is saved with it
     has_disk: bool,
     published: bool,
@@ -34,32 +36,27 @@ pub struct Subject {
 }
 
 impl Draft {
-    /// Makes the directory of `target`, without what an earlier try may have left.
+    /// Makes a directory of its own beside `target`.
     pub fn begin(target: PathBuf, has_disk: bool) -> Result<Self, HostError> {
-        let draft = Self { target, has_disk, published: false };
-        remove_tree(&draft.directory())?;
-        make_directory(&draft.directory(), 0o700)?;
-        Ok(draft)
-    }
-
-    fn directory(&self) -> PathBuf {
-        self.target.with_extension("new")
+        let directory = target.with_extension(format!("new-{}", new_number()));
+        make_directory(&directory, 0o700)?;
+        Ok(Self { target, directory, has_disk, published: false })
     }
 
     /// Empty files for the VMM: state and memory.
     pub fn files(&self) -> Result<(File, File), HostError> {
-        Ok((new_file(&self.directory().join("state"))?, new_file(&self.directory().join("memory"))?))
+        Ok((new_file(&self.directory.join("state"))?, new_file(&self.directory.join("memory"))?))
     }
 
     /// Where the copy of the disk goes.
     pub fn disk(&self) -> PathBuf {
-        self.directory().join("disk")
+        self.directory.join("disk")
     }
 
     /// Brings everything to the disk and gives it its name, if it is still `wanted` by then. What had that name is
     /// replaced. Blocks.
     pub fn publish(mut self, subject: &Subject, wanted: impl FnOnce() -> bool) -> Result<Saved, HostError> {
-        let directory = self.directory();
+        let directory = self.directory.clone();
         let sync = |file: &str| {
             let path = directory.join(file);
             let synced = File::open(&path).and_then(|file| file.sync_all());
@@ -93,7 +90,7 @@ impl Draft {
     }
 
     fn manifest(&self, subject: &Subject) -> Result<Manifest, HostError> {
-        let directory = self.directory();
+        let directory = &self.directory;
         let state = directory.join("state");
         let state_bytes = fs::metadata(&state).act(|| format!("look at {}", state.display()))?.len();
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -109,7 +106,7 @@ impl Draft {
             balloon: subject.made.balloon,
             kernel: Some(subject.kernel.clone()),
             state_bytes,
-            sizes: sizes(&directory, self.has_disk)?,
+            sizes: sizes(directory, self.has_disk)?,
             created_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
         })
     }
@@ -118,17 +115,21 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if !self.published {
-            discard(&self.directory());
+            discard(&self.directory);
         }
     }
+}
+
+/// Part of a name that nothing on the disk has: when, since the machine's start, and which of this agent.
+fn new_number() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}", BootTime::now().0, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Takes `directory` out of the way at once; what is in it is removed where no task waits for the disk. An agent that ends before
 /// leaves half of a saved machine to the next one, by a name that no machine has.
 fn discard(directory: &Path) {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let going = directory.with_extension(format!("going-{}-{number}", BootTime::now().0));
+    let going = directory.with_extension(format!("going-{}", new_number()));
     if let Err(error) = fs::rename(directory, &going) {
         if error.kind() != io::ErrorKind::NotFound {
             tracing::error!(%error, directory = %directory.display(), "half of a saved machine is left");

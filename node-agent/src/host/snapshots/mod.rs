@@ -8,7 +8,7 @@
 //!       manifest.json state memory [disk] [working-set]
 //! ```
 //!
-//! A directory is filled under another name (`.new`), brought to the disk and renamed: a name without a suffix holds a
+//! A directory is filled under another name (`.new-...`), brought to the disk and renamed: a name without a suffix holds a
 //! machine that is whole. Nothing in it is written after that, but the working set, which is a hint. One that is found
 //! damaged is renamed (`.damaged`), told of and never used.
 
@@ -49,7 +49,7 @@ pub struct Manifest {
     pub disk_bytes: u64,
     /// the root image that the guest has mounted
     pub image: FileIdentity,
-    /// the kernel that it was booted with; none in those of earlier agents
+    /// the node's kernel at the time of the save; none in those of earlier agents
     #[serde(default)]
     pub kernel: Option<KernelIdentity>,
     /// whether its kernel found its devices on the command line: a machine that is restored has to be made the same way
@@ -95,7 +95,7 @@ impl FileIdentity {
     }
 }
 
-/// What a machine was booted with.
+/// The kernel that a machine boots with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KernelIdentity {

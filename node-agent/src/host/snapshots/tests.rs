@@ -175,3 +175,18 @@ fn a_sandbox_of_another_size_or_image_does_not_fit() {
     let replaced = FileIdentity::of("base", &bench.directory.path().join("rootfs.erofs")).unwrap();
     assert!(saved.fits(spec, &replaced).unwrap_err().to_string().contains("was replaced"));
 }
+
+/// An act that was given up may go on to the end of a system call, and drops its draft then.
+#[test]
+fn a_draft_that_was_given_up_leaves_the_next_one_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("saved");
+    let first = Draft::begin(target.clone(), false).unwrap();
+    drop(first.files().unwrap());
+    let second = Draft::begin(target, false).unwrap();
+    drop(second.files().unwrap());
+    drop(first);
+    assert!(second.disk().with_file_name("memory").exists());
+    drop(second);
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}

@@ -11,8 +11,8 @@
 //! In each of these a stop and the time to live end it, and the agent may let go: the record says how far it came.
 
 use super::{
-    Actor, End, KILL_TIMEOUT, MAX_GRACE, Order, Origin, Stop, TTL_GRACE, ordered, phase_of_end, restore,
-    teardown, ttl_expired,
+    Actor, End, KILL_TIMEOUT, MAX_GRACE, Order, Origin, Stop, TTL_GRACE, hurried, ordered, phase_of_end,
+    restore, teardown, ttl_expired,
 };
 use crate::clock::BootTime;
 use crate::guest::clock_ms;
@@ -26,6 +26,7 @@ use pinfold_service::CancellationToken;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// How a pause that was not cut short came out.
 pub enum Paused {
@@ -44,7 +45,7 @@ impl Actor {
     /// Fails only when it ends.
     pub(super) async fn pause(&mut self, machine: &Arc<dyn Machine>) -> Result<Paused, End> {
         let context = self.context.clone();
-        let act = save::in_time(async {
+        let act = save::in_time(Instant::now() + save::LIMIT, async {
             // an earlier agent may have stopped the machine, and a machine that stands still hears no order
             if context.ledger.saving().suspended {
                 let resumed = machine.resume().await.map_err(|error| {
@@ -164,19 +165,26 @@ impl Actor {
     pub(super) async fn snapshot(&mut self, machine: &Arc<dyn Machine>, id: SnapshotId) -> Result<(), End> {
         let context = self.context.clone();
         let act = async {
-            let _turn = save::turn(&context).await;
-            let draft = match context.host.catalog.snapshots.draft(id).await {
-                Ok(draft) => draft,
-                Err(cause) => return (None, Ok(()), Some(Err(cause))),
+            let deadline = Instant::now() + save::LIMIT;
+            let prepared = save::in_time(deadline, async {
+                let turn = save::turn(&context).await;
+                let draft = context.host.catalog.snapshots.draft(id).await;
+                Ok((turn, draft.map_err(Failure::Failed)?))
+            });
+            let (_turn, draft) = match prepared.await {
+                Ok(prepared) => prepared,
+                Err(failure) => return (None, Ok(()), Some(Err(failure.cause()))),
             };
-            let copied = save::in_time(save::copy(&context, machine, draft, true)).await;
+            let copied = save::in_time(deadline, save::copy(&context, machine, draft, true)).await;
             if matches!(copied, Err(Failure::Ended(_))) {
                 return (copied.map(drop).err(), Ok(()), None);
             }
             let went_on = save::go_on(&context, machine).await;
             match copied {
                 Ok(copied) => {
-                    let made = save::in_time(async { copied.publish().await.map_err(Failure::Failed) }).await;
+                    let made =
+                        save::in_time(deadline, async { copied.publish().await.map_err(Failure::Failed) })
+                            .await;
                     (None, went_on, Some(made.map_err(Failure::cause)))
                 }
                 Err(Failure::Ended(cause) | Failure::Failed(cause)) => (None, went_on, Some(Err(cause))),
@@ -237,17 +245,23 @@ impl Actor {
         }
     }
 
-    /// The guest may stand still: it is ended as any other once it runs, if it comes to that within its grace.
+    /// The guest may stand still: it is ended as any other once it runs. Both together have its grace, or what a later order
+    /// leaves of it.
     async fn cut_short(&mut self, machine: &Arc<dyn Machine>, cut: Cut) -> End {
         match cut {
             Cut::Detached => End::Detached,
             Cut::Stop(stop) => {
                 let grace = stop.grace.clamp(KILL_TIMEOUT, MAX_GRACE);
-                match tokio::time::timeout(grace, machine.resume()).await {
-                    Ok(Ok(())) => {}
-                    failed => tracing::debug!(?failed, "the machine does not go on to be ended"),
+                let begun = Instant::now();
+                let resumed = tokio::select! {
+                    resumed = tokio::time::timeout(grace, machine.resume()) => resumed,
+                    () = hurried(&mut self.stop, grace) => Ok(Ok(())),
+                };
+                if !matches!(resumed, Ok(Ok(()))) {
+                    tracing::debug!(?resumed, "the machine does not go on to be ended");
                 }
-                self.stop(machine, stop).await
+                let left = stop.grace.saturating_sub(begun.elapsed());
+                self.stop(machine, Stop { grace: left, ..stop }).await
             }
         }
     }
