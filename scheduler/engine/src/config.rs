@@ -40,9 +40,8 @@ pub struct EngineConfig {
     /// for stops that no caller gave a grace for
     #[serde(rename = "stop_grace_ms")]
     pub stop_grace: Millis,
-    /// a sandbox that is still being saved so long after its pause was ordered is ended. A node gives up one save after 600 s and takes
-    /// up to 300 s to let it go on, and may
-    /// have others to do before
+    /// A sandbox that is still being saved so long after its pause was ordered is ended. Its node gives up one save after
+    /// 600 s, takes up to 300 s to let it go on, and may have others to do before.
     #[serde(rename = "pause_timeout_ms")]
     pub pause_timeout: Millis,
     /// how long a sandbox may be missing from its node's lists before it counts as forgotten

@@ -4,6 +4,7 @@ use crate::placement::filter;
 use crate::snapshots;
 use crate::state::State;
 use crate::timers::TimerKey;
+use pinfold_domain::resources::Dimension;
 use pinfold_domain::{NodeState, Phase, Resources, Revision, SnapshotState};
 use std::collections::BTreeSet;
 
@@ -49,10 +50,14 @@ fn rooms(state: &State) -> Result<(), String> {
         if preparing != entry.preparing {
             return Err(format!("{id}: templates take {:?}, they add up to {preparing:?}", entry.preparing));
         }
-        let over = |room: &Resources| sum.first_excess(room);
-        if let Some(dimension) = over(&entry.node.allocatable)
+        // a node that came back smaller may have more than it gives, and no more than it had
+        let is_over = |dimension: &Dimension| {
+            [&entry.node.allocatable, &entry.reserved_at_join]
+                .into_iter()
+                .all(|room| sum.get(*dimension) > room.get(*dimension))
+        };
+        if let Some(dimension) = Dimension::ALL.into_iter().find(is_over)
             && entry.registered
-            && over(&entry.reserved_at_join).is_some()
         {
             return Err(format!("{id} is over-committed in {}: {sum:?}", dimension.name()));
         }

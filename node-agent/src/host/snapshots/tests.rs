@@ -111,7 +111,7 @@ fn what_was_half_made_is_removed() {
     bench.fill(&draft);
     File::options()
         .write(true)
-        .open(bench.directory.path().join(format!("snapshots/{ID}.new/memory")))
+        .open(draft.disk().with_file_name("memory"))
         .unwrap()
         .set_len(5)
         .unwrap();

@@ -309,6 +309,24 @@ fn a_node_that_forgets_a_paused_sandbox_ends_it() {
     assert_eq!((bench.phase(&sandbox), bench.reason(&sandbox)), (Phase::Failed, Reason::NodeForgot));
 }
 
+/// Its disk was there before: a resume takes none, and what it takes is free.
+#[test]
+fn a_node_that_came_back_with_a_smaller_disk_resumes_what_is_paused_there() {
+    let mut bench = bench(2);
+    let (paused, running) = (bench.paused("a"), bench.running("b"));
+    let mut back = registration("n0", 2, Resources { disk_bytes: 1, ..room(2) });
+    back.statuses = vec![
+        status(&bench.get(&paused), 50, Phase::Paused),
+        status(&bench.get(&running), 50, Phase::Running),
+    ];
+    bench.join(back);
+    bench.resume("r", &paused).unwrap();
+    assert_eq!(bench.phase(&paused), Phase::Resuming);
+    assert_eq!(bench.resume("s", &running).map(|sandbox| sandbox.phase), Ok(Phase::Running));
+    let refused = bench.pause("t", &running).unwrap_err();
+    assert_eq!(refused.cause.reason, Reason::NoRoom);
+}
+
 #[test]
 fn a_pause_that_never_ends_ends_the_sandbox() {
     let mut bench = bench(1);
@@ -332,6 +350,6 @@ fn a_pause_that_never_ends_ends_the_sandbox() {
     let cause = bench.get(&sandbox).cause.unwrap();
     assert_eq!(
         (bench.phase(&sandbox), cause.message.as_str()),
-        (Phase::Failed, "it was not saved within 900000 ms")
+        (Phase::Failed, "it was not saved within 1800000 ms")
     );
 }
